@@ -1,0 +1,1 @@
+"""dockpy: a container engine."""
