@@ -1,0 +1,684 @@
+"""The daemon's side of its supervisors: starting them, asking them, replacing lost ones.
+
+A supervisor is started as this process's child from a sealed memfd copy of the interpreter, so that
+no container can reach a host file through /proc/self/exe. This process keeps duplicates of every
+output pipe, terminal, pidfd and client descriptor, and is the child subreaper: when a supervisor is
+killed, its containers become our children, and a new supervisor is handed everything. When this
+process is killed, the next one finds the supervisors by their sockets in the run directory; they
+keep their containers until the last one ends, new starts go to new supervisors.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from socket import AF_UNIX, SHUT_RDWR, SOCK_SEQPACKET, socket
+from typing import Any, Protocol
+
+from dockpy.errors import SupervisorLost
+from dockpy.messages import receive, send
+
+CONTAINERS = "/containers"
+PATIENCE = 10.0
+"""Seconds a new supervisor may take to come up."""
+NO_STREAMS = (-1, -1, -1, -1)
+_MAIN = (
+    "import sys; sys.path.insert(0, sys.argv[1]);"
+    "from dockpy.supervisor import main; main(sys.argv[2:])"
+)
+
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+
+
+class AttachmentEnd(Enum):
+    """Why an attachment ended; the values are the pump's."""
+
+    ENDED = 0
+    DETACHED = 1
+    BROKEN = 2
+    CLOSED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """A caller's descriptors, -1 for none: duplicated, never closed for the caller."""
+
+    stdin: int = -1
+    stdout: int = -1
+    stderr: int = -1
+    detach_keys: bytes = b""
+
+
+class Attachment:
+    """A client's streams on a running container."""
+
+    def __init__(self, number: int, run: Run, descriptors: Sequence[int], keys: bytes) -> None:
+        self.number = number
+        self.run = run
+        self.descriptors = tuple(descriptors)
+        self.keys = keys
+        self._done = threading.Event()
+        self._end = AttachmentEnd.CLOSED
+
+    def wait(self, timeout: float | None = None) -> AttachmentEnd:
+        """Block until all is delivered or the client let go. TimeoutError after `timeout`."""
+        if not self._done.wait(timeout):
+            raise TimeoutError("the attachment is still open")
+        return self._end
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def close(self) -> None:
+        """Let go of the container; it goes on."""
+        if not self._done.is_set():
+            self.run.detach(self)
+
+    def ended(self, end: AttachmentEnd) -> None:
+        """Called by the supervision alone."""
+        if self._done.is_set():
+            return
+        self._end = end
+        for descriptor in self.descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._done.set()
+
+
+@dataclass(slots=True, kw_only=True)
+class StartRequest:
+    """What a supervisor needs to start one container; descriptors stay the caller's.
+
+    `streams` are the pump's ends: write end of stdin, read ends of stdout and stderr, or the
+    master of the terminal. `slots` are the descriptors the plan refers to, in order.
+    """
+
+    container: str
+    plan: bytes
+    slots: Sequence[int]
+    streams: tuple[int, int, int, int]
+    cgroup: int = -1
+    log: tuple[str, int, int] = ("", 0, 1)
+    stdin_once: bool = False
+
+
+class Exits(Protocol):
+    """Who wants to know when containers end."""
+
+    def container_exited(self, run: Run, status: int, when: float) -> None:
+        """`status`: as wait(2) gives it; `when`: seconds since the epoch. Must not block."""
+
+    def log_failed(self, run: Run, err: int) -> None:
+        """The log cannot be written just now."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One run of a container, from spawn to exit, as this process knows it."""
+
+    key: int
+    container: str
+    supervisor: Supervisor
+    pid: int
+    pidfd: int
+    streams: tuple[int, int, int, int]
+    log: tuple[str, int, int]
+    stdin_once: bool
+    attachments: dict[int, Attachment] = field(default_factory=dict)
+    status: int | None = None
+    settled: bool = False
+
+    def attach(self, streams: Streams) -> Attachment:
+        return self.supervisor.attach(self, streams)
+
+    def detach(self, attachment: Attachment) -> None:
+        self.supervisor.tell(("detach", attachment.number))
+
+    def close_stdin(self) -> None:
+        self.supervisor.tell(("stdin", self.key))
+
+    @property
+    def tty(self) -> int:
+        return self.streams[3]
+
+    def forget(self) -> None:
+        """The exit is written down: drop everything, once slow clients have all their bytes."""
+        self.settled = True
+        self.forget_if_done()
+
+    def forget_if_done(self) -> None:
+        if self.settled and not self.attachments:
+            self.supervisor.forget(self)
+
+
+class _Reply:
+    """One answer another thread will give."""
+
+    __slots__ = ("_lock", "descriptors", "message")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.message: tuple[Any, ...] | None = None
+        self.descriptors: list[int] = []
+
+    def give(self, message: tuple[Any, ...] | None, descriptors: list[int]) -> None:
+        self.message = message
+        self.descriptors = descriptors
+        self._lock.release()
+
+    def wait(self) -> tuple[Any, ...]:
+        self._lock.acquire()
+        if self.message is None:
+            raise SupervisorLost("the supervisor died before it answered")
+        return self.message
+
+
+class Supervisor:
+    """A conversation with one supervisor process."""
+
+    def __init__(
+        self,
+        number: int,
+        path: Path,
+        conversation: socket,
+        supervision: Supervision,
+        process: subprocess.Popen[bytes] | None,
+    ) -> None:
+        self.number = number
+        self.path = path
+        self.process = process
+        self.inheritance: list[int] = []
+        self.runs: dict[int, Run] = {}
+        self._socket = conversation
+        self._supervision = supervision
+        self._sequence = itertools.count(1)
+        self._replies: dict[int, _Reply] = {}
+        self._adopting: list[tuple[tuple[Any, ...], list[int]]] = []
+        self._lock = threading.Lock()
+        self._gone = False
+        self._leaving = False
+        self._reader = threading.Thread(target=self._read, name=f"supervisor-{number}", daemon=True)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process is not None else 0
+
+    def listen(self) -> None:
+        """Begin to read what it says."""
+        self._reader.start()
+
+    def tell(self, message: tuple[Any, ...], descriptors: Sequence[int] = ()) -> None:
+        """Say something that has no answer; a lost supervisor is noticed by the reader."""
+        try:
+            send(self._socket, message, descriptors)
+        except OSError:
+            return
+
+    def ask(
+        self, name: str, arguments: tuple[Any, ...], descriptors: Sequence[int] = ()
+    ) -> tuple[tuple[Any, ...], list[int]]:
+        """Send a request and block until its answer. SupervisorLost when it dies before that."""
+        sequence = next(self._sequence)
+        reply = _Reply()
+        with self._lock:
+            if self._gone:
+                raise SupervisorLost("the supervisor is gone")
+            self._replies[sequence] = reply
+        try:
+            send(self._socket, (name, sequence, *arguments), descriptors)
+        except OSError as error:
+            with self._lock:
+                self._replies.pop(sequence, None)
+            raise SupervisorLost("the supervisor is gone") from error
+        return reply.wait(), reply.descriptors
+
+    def start(
+        self, key: int, request: StartRequest, attach: Sequence[Streams]
+    ) -> tuple[Run | tuple[int, int], list[Attachment]]:
+        """Start a container: its run, or (step, errno) of what the kernel refused."""
+        run = Run(
+            key,
+            request.container,
+            self,
+            0,
+            -1,
+            _duplicates_to_keep(request.streams),
+            request.log,
+            request.stdin_once,
+        )
+        self.runs[key] = run
+        parcel = _Parcel(request.slots)
+        cgroup = parcel.add(request.cgroup)
+        streams = parcel.add_all(request.streams)
+        attachments = [self._supervision.open_attachment(run, ends) for ends in attach]
+        described = [
+            (one.number, parcel.add_all((*one.descriptors, -1)), one.keys) for one in attachments
+        ]
+        try:
+            answer, _ = self.ask(
+                "start",
+                (
+                    key,
+                    request.container,
+                    request.plan,
+                    cgroup,
+                    streams,
+                    request.log,
+                    request.stdin_once,
+                    described,
+                    len(request.slots),
+                ),
+                parcel.descriptors,
+            )
+        except SupervisorLost:
+            self.drop(run)
+            raise
+        if answer[0] == "failed":
+            self.drop(run)
+            return (answer[2], answer[3]), []
+        return run, attachments
+
+    def attach(self, run: Run, ends: Streams) -> Attachment:
+        """Connect a client's streams; SupervisorLost never: a new supervisor gets them too."""
+        attachment = self._supervision.open_attachment(run, ends)
+        parcel = _Parcel(())
+        streams = parcel.add_all((*attachment.descriptors, -1))
+        self.tell(
+            ("attach", run.key, attachment.number, streams, attachment.keys), parcel.descriptors
+        )
+        return attachment
+
+    def forget(self, run: Run) -> None:
+        self.tell(("forget", run.key))
+        self.drop(run)
+
+    def drop(self, run: Run) -> None:
+        """Close what this process keeps for a run."""
+        with self._lock:
+            known = self.runs.pop(run.key, None)
+        if known is None:
+            return
+        for descriptor in (run.pidfd, *run.streams):
+            if descriptor >= 0:
+                os.close(descriptor)
+        run.streams = NO_STREAMS
+        run.pidfd = -1
+        for number in list(run.attachments):
+            self._supervision.close_attachment(number, AttachmentEnd.CLOSED)
+
+    def hand_over(self, run: Run) -> None:
+        """Give a lost supervisor's container to this one, which has not said ready yet."""
+        parcel = _Parcel(())
+        pidfd = parcel.add(run.pidfd)
+        streams = parcel.add_all(run.streams)
+        described = [
+            (one.number, parcel.add_all((*one.descriptors, -1)), one.keys)
+            for one in run.attachments.values()
+            if not one.done
+        ]
+        self.tell(
+            (
+                "adopt",
+                run.key,
+                run.container,
+                run.pid,
+                pidfd,
+                streams,
+                run.log,
+                run.stdin_once,
+                described,
+            ),
+            parcel.descriptors,
+        )
+        run.supervisor = self
+        self.runs[run.key] = run
+
+    def leave(self) -> bool:
+        """End the conversation. True when the process ends too, having no container left."""
+        self._leaving = True
+        busy = bool(self.runs)
+        self._socket.shutdown(SHUT_RDWR)
+        self._reader.join()
+        self._socket.close()
+        for run in list(self.runs.values()):
+            self.drop(run)
+        for descriptor in self.inheritance:
+            os.close(descriptor)
+        self.inheritance = []
+        return not busy
+
+    # -- what it says --------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        while True:
+            try:
+                got = receive(self._socket)
+            except OSError:
+                got = None
+            if got is None:
+                break
+            self._dispatch(*got)
+        with self._lock:
+            self._gone = True
+            waiting, self._replies = self._replies, {}
+        for reply in waiting.values():
+            reply.give(None, [])
+        if not self._leaving:
+            self._supervision.lost(self)
+
+    def _dispatch(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
+        name = message[0]
+        if name == "exited":
+            run = self.runs.get(message[1])
+            if run is not None:
+                self._exited(run, message[2], message[3])
+        elif name == "closed":
+            self._supervision.close_attachment(message[1], AttachmentEnd(message[2]))
+        elif name == "started":
+            self._started(message, descriptors)
+        elif name == "failed":
+            self._answer(message, descriptors)
+        elif name == "eof":
+            run = self.runs.get(message[1])
+            if run is not None and run.streams[0] >= 0:
+                stdin = run.streams[0]
+                run.streams = (-1, *run.streams[1:])
+                os.close(stdin)
+        elif name == "logfail":
+            run = self.runs.get(message[1])
+            if run is not None:
+                self._supervision.exits.log_failed(run, message[2])
+        elif name == "running":
+            self._adopting.append((message, descriptors))
+        elif name == "listed":
+            self.inheritance = descriptors
+            self._answer(message, [])
+
+    def _started(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
+        # Noted here, not by the thread that asked: the exit may be the very next message.
+        _, _, key, pid = message
+        run = self.runs.get(key)
+        if run is not None:
+            run.pid, run.pidfd = pid, descriptors[0]
+        self._answer(message, [])
+
+    def _answer(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
+        with self._lock:
+            reply = self._replies.pop(message[1], None)
+        if reply is not None:
+            reply.give(message, descriptors)
+
+    def _exited(self, run: Run, status: int, when: float) -> None:
+        if status == -1:
+            status = exit_status(run.pidfd)
+        run.status = status
+        self._supervision.exits.container_exited(run, status, when)
+
+    def running(self) -> list[Run]:
+        """Ask what it looks after: the way a new daemon learns what goes on."""
+        self.ask("list", ())
+        found = []
+        reported, self._adopting = self._adopting, []
+        for message, descriptors in reported:
+            _, key, container, pid, ends, log, once, numbers, status, ended = message
+            taken = [descriptors[index] if index >= 0 else -1 for index in ends]
+            run = Run(
+                key,
+                container,
+                self,
+                pid,
+                taken[4],
+                (taken[0], taken[1], taken[2], taken[3]),
+                log,
+                once,
+            )
+            for number in numbers:
+                self._supervision.reopen_attachment(run, number)
+            self.runs[key] = run
+            found.append(run)
+            if status is not None:
+                self._exited(run, status, ended)
+        return found
+
+
+class Supervision:
+    """All supervisors of one engine."""
+
+    def __init__(self, run_directory: Path, containers: Path, count: int, exits: Exits) -> None:
+        self.exits = exits
+        self._run = run_directory
+        self._containers = containers
+        self._count = count
+        self._fresh: list[Supervisor] = []
+        self._old: list[Supervisor] = []
+        self._keys = itertools.count(time.time_ns())
+        self._turn = itertools.count()
+        self._attachments: dict[int, Attachment] = {}
+        self._lock = threading.Lock()
+        self._program = -1
+
+    def open(self) -> None:
+        """Start this engine's supervisors. Blocks until they answer; SupervisorLost if not."""
+        self._program = _sealed_interpreter()
+        for _ in range(self._count):
+            self._fresh.append(self._launch([], ()))
+
+    def find(self) -> Iterator[Run]:
+        """Runs that supervisors of an earlier engine still look after. Call before `open`."""
+        for path in sorted(self._run.glob("supervisor-*.sock")):
+            conversation = socket(AF_UNIX, SOCK_SEQPACKET)
+            try:
+                conversation.connect(str(path))
+            except OSError:
+                conversation.close()
+                path.unlink(missing_ok=True)
+                continue
+            number = int(path.stem.rpartition("-")[2])
+            supervisor = Supervisor(number, path, conversation, self, None)
+            self._old.append(supervisor)
+            supervisor.listen()
+            yield from supervisor.running()
+
+    def start(
+        self, request: StartRequest, attach: Sequence[Streams]
+    ) -> tuple[Run | tuple[int, int], list[Attachment]]:
+        """Start a container on the supervisor whose turn it is. SupervisorLost: try again."""
+        with self._lock:
+            supervisor = self._fresh[next(self._turn) % len(self._fresh)]
+        return supervisor.start(next(self._keys), request, attach)
+
+    def open_attachment(self, run: Run, ends: Streams) -> Attachment:
+        descriptors = [
+            fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) if end >= 0 else -1
+            for end in (ends.stdin, ends.stdout, ends.stderr)
+        ]
+        return self._register(Attachment(next(self._keys), run, descriptors, ends.detach_keys))
+
+    def reopen_attachment(self, run: Run, number: int) -> Attachment:
+        """An attachment an earlier engine made; its descriptors are the supervisor's alone."""
+        return self._register(Attachment(number, run, (), b""))
+
+    def _register(self, attachment: Attachment) -> Attachment:
+        self._attachments[attachment.number] = attachment
+        attachment.run.attachments[attachment.number] = attachment
+        return attachment
+
+    def close_attachment(self, number: int, end: AttachmentEnd) -> None:
+        attachment = self._attachments.pop(number, None)
+        if attachment is not None:
+            attachment.run.attachments.pop(number, None)
+            attachment.ended(end)
+            attachment.run.forget_if_done()
+
+    def lost(self, supervisor: Supervisor) -> None:
+        """A supervisor died: a new one takes its containers over, at the same bytes."""
+        supervisor.path.unlink(missing_ok=True)
+        if supervisor.process is not None:
+            supervisor.process.wait()
+        runs = [run for run in list(supervisor.runs.values()) if run.pidfd >= 0]
+        supervisor.runs.clear()
+        successor = self._launch(supervisor.inheritance, runs)
+        with self._lock:
+            if supervisor in self._fresh:
+                self._fresh[self._fresh.index(supervisor)] = successor
+            else:
+                self._old.remove(supervisor)
+                self._old.append(successor)
+
+    def close(self) -> None:
+        """Let go of all supervisors; those with containers go on, the others end."""
+        for supervisor in (*self._fresh, *self._old):
+            if supervisor.leave():
+                if supervisor.process is not None:
+                    supervisor.process.wait(PATIENCE)
+                supervisor.path.unlink(missing_ok=True)
+        if self._program >= 0:
+            os.close(self._program)
+
+    @property
+    def pids(self) -> list[int]:
+        return [one.pid for one in (*self._fresh, *self._old) if one.pid]
+
+    def _launch(self, inheritance: Sequence[int], runs: Sequence[Run]) -> Supervisor:
+        number = _free_number(self._run)
+        path = self._run / f"supervisor-{number}.sock"
+        inherited = list(inheritance) or _staging()
+        listener = socket(AF_UNIX, SOCK_SEQPACKET)
+        try:
+            listener.bind(str(path))
+            listener.listen(4)
+            conversation = socket(AF_UNIX, SOCK_SEQPACKET)
+            conversation.connect(str(path))
+            process = self._spawn(listener.fileno(), inherited)
+        finally:
+            listener.close()
+        supervisor = Supervisor(number, path, conversation, self, process)
+        supervisor.inheritance = inherited
+        for run in runs:
+            supervisor.hand_over(run)
+        supervisor.listen()
+        supervisor.tell(("ready",))
+        return supervisor
+
+    def _spawn(self, listener: int, inherited: Sequence[int]) -> subprocess.Popen[bytes]:
+        package = Path(__file__).resolve().parent.parent
+        passed = (listener, *inherited)
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-IS",
+                "-c",
+                _MAIN,
+                str(package),
+                *(str(descriptor) for descriptor in passed),
+                str(self._containers),
+            ],
+            executable=f"/proc/self/fd/{self._program}",
+            pass_fds=(*passed, self._program),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            env={"LC_ALL": "C.UTF-8"},
+            start_new_session=True,
+        )
+
+
+class _Parcel:
+    """Descriptors of one message, each named by its index."""
+
+    def __init__(self, slots: Sequence[int]) -> None:
+        self.descriptors = list(slots)
+
+    def add(self, descriptor: int) -> int:
+        if descriptor < 0:
+            return -1
+        self.descriptors.append(descriptor)
+        return len(self.descriptors) - 1
+
+    def add_all(self, descriptors: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.add(descriptor) for descriptor in descriptors)
+
+
+def exit_status(pidfd: int) -> int:
+    """How a process that its supervisor could not wait for ended, as wait(2) gives it.
+
+    A child of ours (we are the subreaper) is reaped. One that was never ours is asked by
+    PIDFD_GET_INFO, which Linux has since 6.15; where that fails the answer is 255 << 8, an exit
+    code of 255, since the truth is gone.
+    """
+    try:
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        return _exit_info(pidfd)
+    if ended is None:
+        return 255 << 8
+    if ended.si_code == os.CLD_EXITED:
+        return ended.si_status << 8
+    return ended.si_status | (0x80 if ended.si_code == os.CLD_DUMPED else 0)
+
+
+def _exit_info(pidfd: int) -> int:
+    info = bytearray(64)
+    info[0:8] = _PIDFD_INFO_EXIT.to_bytes(8, "little")
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.ESRCH):
+            return 255 << 8
+        raise
+    if not int.from_bytes(info[0:8], "little") & _PIDFD_INFO_EXIT:
+        return 255 << 8
+    return int.from_bytes(info[60:64], "little", signed=True)
+
+
+def _duplicates_to_keep(streams: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    return tuple(  # type: ignore[return-value]
+        fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) if end >= 0 else -1 for end in streams
+    )
+
+
+def _staging() -> list[int]:
+    """Two pipes and a page: where a batch of output waits while it is written."""
+    first = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    second = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    journal = os.memfd_create("dockpy-journal", os.MFD_CLOEXEC)
+    os.ftruncate(journal, 4096)
+    return [*first, *second, journal]
+
+
+def _sealed_interpreter() -> int:
+    """A memfd copy of this interpreter that nobody can write to."""
+    program = os.memfd_create("dockpy-supervisor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with (
+        open(os.path.realpath(sys.executable), "rb") as source,
+        os.fdopen(os.dup(program), "wb") as target,
+    ):
+        shutil.copyfileobj(source, target, 1 << 20)
+    fcntl.fcntl(
+        program,
+        fcntl.F_ADD_SEALS,
+        fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE,
+    )
+    return program
+
+
+def _free_number(directory: Path) -> int:
+    return next(
+        number
+        for number in itertools.count()
+        if not (directory / f"supervisor-{number}.sock").exists()
+    )
