@@ -139,6 +139,7 @@ class Run:
     stdin_once: bool
     attachments: dict[int, Attachment] = field(default_factory=dict)
     status: int | None = None
+    ended: float = 0.0
     settled: bool = False
 
     def attach(self, streams: Streams) -> Attachment:
@@ -425,16 +426,17 @@ class Supervisor:
     def _exited(self, run: Run, status: int, when: float) -> None:
         if status == -1:
             status = exit_status(run.pidfd)
+        run.ended = when
         run.status = status
         self._supervision.exits.container_exited(run, status, when)
 
-    def running(self) -> list[Run]:
-        """Ask what it looks after: the way a new daemon learns what goes on."""
+    def running(self) -> list[tuple[Run, float]]:
+        """What it looks after, each with its start time: a new daemon learns what goes on."""
         self.ask("list", ())
         found = []
         reported, self._adopting = self._adopting, []
         for message, descriptors in reported:
-            _, key, container, pid, ends, log, once, numbers, status, ended = message
+            _, key, container, pid, ends, log, once, numbers, status, ended, started = message
             taken = [descriptors[index] if index >= 0 else -1 for index in ends]
             run = Run(
                 key,
@@ -449,7 +451,7 @@ class Supervisor:
             for number in numbers:
                 self._supervision.reopen_attachment(run, number)
             self.runs[key] = run
-            found.append(run)
+            found.append((run, started))
             if status is not None:
                 self._exited(run, status, ended)
         return found
@@ -477,8 +479,8 @@ class Supervision:
         for _ in range(self._count):
             self._fresh.append(self._launch([], ()))
 
-    def find(self) -> Iterator[Run]:
-        """Runs that supervisors of an earlier engine still look after. Call before `open`."""
+    def find(self) -> Iterator[tuple[Run, float]]:
+        """Runs of an earlier engine with their start times. Call before `open`."""
         for path in sorted(self._run.glob("supervisor-*.sock")):
             conversation = socket(AF_UNIX, SOCK_SEQPACKET)
             try:

@@ -31,6 +31,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from socket import AF_UNIX, SOCK_SEQPACKET, socket
@@ -65,6 +66,7 @@ class Record:
     log: tuple[str, int, int]
     stdin_once: bool
     attachments: set[int] = field(default_factory=set)
+    started: float = field(default_factory=time.time)
     status: int | None = None
     ended: float = 0.0
 
@@ -283,6 +285,7 @@ class Supervisor:
                         sorted(record.attachments),
                         record.status,
                         record.ended,
+                        record.started,
                     ),
                     descriptors,
                 )

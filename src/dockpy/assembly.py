@@ -1,0 +1,353 @@
+"""From a container to a running process: gathers descriptors and decisions into a plan.
+
+Everything here runs in the engine's process; the plan runs in the child. Descriptors made on the
+way lie on a `Pile` that closes what the run does not keep. Nothing waits for a disk flush, and
+nothing is looked up by name inside the container's root except through `mounts.open_in_root`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal
+
+from dockpy import mounts, stdio
+from dockpy.capabilities import mask as capability_mask
+from dockpy.cgroups import Cgroup, CgroupTree, Limits
+from dockpy.devices import parse_device
+from dockpy.errors import RequestError, SupervisorLost
+from dockpy.model import Bind, Config
+from dockpy.plan import Plan
+from dockpy.seccomp import FilterCache
+from dockpy.settings import command, environment
+from dockpy.signals import parse_signal
+from dockpy.start import BindMount, StartSpec, start_plan
+from dockpy.supervision import Attachment, Run, StartRequest, Streams, Supervision
+from dockpy.ulimits import resource_number
+from dockpy.users import Identity, resolve
+
+ATTEMPTS = 3
+"""How often a start is tried when supervisors die under it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where one container lives on this host."""
+
+    id: str
+    config: Config
+    lowers: Sequence[Path]
+    directory: Path
+    files: Path
+    """The run directory with hosts, hostname and resolv.conf."""
+    hostname: str
+    identity: Identity | None = None
+    """Known already (same image, same user, nothing written yet): no look-up."""
+
+
+@dataclass(slots=True)
+class Started:
+    """What a start gave: the run, the callers' attachments and what must be released at the end."""
+
+    run: Run
+    attachments: list[Attachment]
+    cgroup: Cgroup
+    root: int
+    """Keeps the overlay mounted, so that its slow end is ours to schedule."""
+    identity: Identity
+
+
+class Pile:
+    """Descriptors to close unless they are taken off again."""
+
+    def __init__(self) -> None:
+        self._descriptors: list[int] = []
+
+    def add(self, descriptor: int) -> int:
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    def take(self, descriptor: int) -> int:
+        self._descriptors.remove(descriptor)
+        return descriptor
+
+    def __enter__(self) -> Pile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+class Assembler:
+    """Starts containers of one engine. Thread-safe; holds only what all starts share."""
+
+    def __init__(
+        self,
+        supervision: Supervision,
+        cgroups: CgroupTree,
+        filters: FilterCache,
+        *,
+        available_capabilities: int,
+        open_files: tuple[int, int],
+        log_root: str,
+    ) -> None:
+        self._supervision = supervision
+        self._cgroups = cgroups
+        self._filters = filters
+        self._available = available_capabilities
+        self._open_files = open_files
+        self._log_root = log_root
+        self._init = -1
+
+    def start(self, site: Site, attach: Sequence[Streams]) -> Started:
+        """Start one container. On any error nothing is left: no mount, cgroup or descriptor."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._start(site, attach)
+            except SupervisorLost:
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    def check(self, config: Config) -> None:
+        """Refuse a configuration that no start could carry out, before anything is made."""
+        network(config.network_mode)
+        capabilities = self._capabilities(config)
+        self._filters.get(config.seccomp, capabilities)
+        self._rlimits(config)
+        for text in config.devices:
+            parse_device(text)
+        parse_signal(config.stop_signal or "TERM")
+        self._cgroups.check(limits(config))
+        for bind in config.binds:
+            if not os.path.exists(bind.source):
+                raise RequestError(f"mount source {bind.source} does not exist; create it first")
+
+    def _capabilities(self, config: Config) -> int:
+        return capability_mask(
+            config.cap_add, config.cap_drop, config.privileged, available=self._available
+        )
+
+    def close(self) -> None:
+        if self._init >= 0:
+            os.close(self._init)
+            self._init = -1
+
+    def _start(self, site: Site, attach: Sequence[Streams]) -> Started:
+        config = site.config
+        with Pile() as pile:
+            root = pile.add(
+                mounts.overlay(
+                    site.lowers,
+                    site.directory / "upper",
+                    site.directory / "work",
+                    volatile=config.auto_remove,
+                )
+            )
+            identity = site.identity or identify(config.user, root)
+            cgroup = self._cgroups.create(site.id, limits(config))
+            try:
+                plan, request = self._prepare(pile, site, root, identity, cgroup)
+                outcome, attachments = self._supervision.start(request, attach)
+                if isinstance(outcome, tuple):
+                    raise plan.error(*outcome)
+            except BaseException:
+                cgroup.kill()
+                cgroup.remove()
+                raise
+            return Started(outcome, attachments, cgroup, pile.take(root), identity)
+
+    def _prepare(
+        self, pile: Pile, site: Site, root: int, identity: Identity, cgroup: Cgroup
+    ) -> tuple[Plan, StartRequest]:
+        config = site.config
+        slots: list[int] = [root]
+
+        def slot(descriptor: int) -> int:
+            slots.append(descriptor)
+            return len(slots) - 1
+
+        join = cgroup.join()
+        tasks = tuple(slot(pile.add(descriptor)) for descriptor in join.tasks)
+        cgroup_directory = -1 if join.directory is None else pile.add(join.directory)
+        theirs, ours = make_streams(pile, config)
+        binds = [
+            BindMount(
+                slot=slot(pile.add(source)),
+                target=bind.target,
+                read_only=bind.read_only,
+                is_directory=is_directory,
+                recursive=bind.recursive,
+            )
+            for bind, source, is_directory in open_binds(pile, site)
+        ]
+        capabilities = self._capabilities(config)
+        spec = StartSpec(
+            root_slot=0,
+            argv=command(config),
+            env=environment(config, site.hostname, identity.home),
+            cwd=config.working_dir or "/",
+            uid=identity.uid,
+            gid=identity.gid,
+            groups=identity.groups,
+            hostname=site.hostname,
+            domainname=config.domainname,
+            tty_slot=slot(theirs.tty) if theirs.tty >= 0 else None,
+            devpts_slot=slot(theirs.devpts) if theirs.devpts >= 0 else None,
+            stdin_slot=slot(theirs.stdin) if theirs.stdin >= 0 else None,
+            stdout_slot=slot(theirs.stdout) if theirs.stdout >= 0 else None,
+            stderr_slot=slot(theirs.stderr) if theirs.stderr >= 0 else None,
+            cgroup_tasks_slots=tasks,
+            network=network(config.network_mode),
+            capabilities=capabilities,
+            seccomp=None
+            if config.privileged and config.seccomp == "default"
+            else self._filters.get(config.seccomp, capabilities),
+            no_new_privileges=config.no_new_privileges,
+            rlimits=self._rlimits(config),
+            oom_score_adj=config.oom_score_adj,
+            privileged=config.privileged,
+            read_only=config.read_only,
+            binds=tuple(binds),
+            tmpfs=tuple(config.tmpfs.items()),
+            shm_size=config.shm_size,
+            devices=tuple(node for text in config.devices for node in parse_device(text).nodes()),
+            init_slot=slot(self._init_program()) if config.init else None,
+            mount_cgroup=True,
+        )
+        plan = start_plan(spec)
+        return plan, StartRequest(
+            container=site.id,
+            plan=plan.pack(),
+            slots=slots,
+            streams=ours,
+            cgroup=cgroup_directory,
+            log=(
+                f"{self._log_root}/{site.id}/container.log",
+                config.log_max_size,
+                config.log_max_file,
+            ),
+            stdin_once=config.stdin_once,
+        )
+
+    def _rlimits(self, config: Config) -> tuple[tuple[int, int, int], ...]:
+        """The asked ones; open files otherwise as the engine found them, not as it raised them."""
+        import resource
+
+        asked = {
+            resource_number(one.name): (resource_number(one.name), one.soft, one.hard)
+            for one in config.ulimits
+        }
+        asked.setdefault(resource.RLIMIT_NOFILE, (resource.RLIMIT_NOFILE, *self._open_files))
+        return tuple(asked.values())
+
+    def _init_program(self) -> int:
+        if self._init < 0:
+            self._init = mounts.init_program()
+        return self._init
+
+
+@dataclass(slots=True)
+class Theirs:
+    """The container's ends of its streams, -1 for none."""
+
+    stdin: int = -1
+    stdout: int = -1
+    stderr: int = -1
+    tty: int = -1
+    devpts: int = -1
+
+
+def make_streams(pile: Pile, config: Config) -> tuple[Theirs, tuple[int, int, int, int]]:
+    """The container's ends and the pump's (stdin, stdout, stderr, terminal master)."""
+    if config.tty:
+        mount, master, slave = (pile.add(one) for one in mounts.devpts())
+        return Theirs(tty=slave, devpts=mount), (-1, -1, -1, master)
+    theirs = Theirs()
+    stdin = -1
+    if config.open_stdin:
+        theirs.stdin, stdin = (pile.add(one) for one in stdio.pipe_pair())
+    stdout, theirs.stdout = (pile.add(one) for one in stdio.pipe_pair())
+    stderr, theirs.stderr = (pile.add(one) for one in stdio.pipe_pair())
+    return theirs, (stdin, stdout, stderr, -1)
+
+
+def open_binds(pile: Pile, site: Site) -> Iterable[tuple[Bind, int, bool]]:
+    """Each bind with a detached mount of its source: the container's own files, then the user's."""
+    for name in ("resolv.conf", "hostname", "hosts"):
+        bind = Bind(str(site.files / name), f"/etc/{name}")
+        if any(one.target == bind.target for one in site.config.binds):
+            continue
+        yield bind, *clone_source(pile, bind)
+    for bind in site.config.binds:
+        yield bind, *clone_source(pile, bind)
+
+
+def clone_source(pile: Pile, bind: Bind) -> tuple[int, bool]:
+    """A detached mount of a bind's source, and whether it is a directory."""
+    try:
+        source = pile.add(os.open(bind.source, os.O_PATH | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise RequestError(
+                f"mount source {bind.source} does not exist; create it first"
+            ) from error
+        raise
+    is_directory = stat.S_ISDIR(os.fstat(source).st_mode)
+    return (
+        mounts.clone_tree(source, recursive=bind.recursive, read_only=bind.read_only),
+        is_directory,
+    )
+
+
+def identify(user: str, root: int) -> Identity:
+    """Ids of `user` by the container's own files."""
+
+    def open_file(path: str) -> BinaryIO | None:
+        try:
+            descriptor = mounts.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            return None
+        return os.fdopen(descriptor, "rb")
+
+    return resolve(user, open_file)
+
+
+def limits(config: Config) -> Limits:
+    """The part of a configuration that cgroups enforce."""
+    return Limits(
+        memory=config.memory,
+        memory_swap=config.memory_swap,
+        memory_reservation=config.memory_reservation,
+        cpus=config.cpus,
+        cpu_shares=config.cpu_shares,
+        cpuset_cpus=config.cpuset_cpus,
+        cpuset_mems=config.cpuset_mems,
+        pids=config.pids_limit,
+        blkio_weight=config.blkio_weight,
+        privileged=config.privileged,
+        devices=config.devices,
+    )
+
+
+def network(mode: str) -> Literal["none", "host"]:
+    if mode == "none":
+        return "none"
+    if mode == "host":
+        return "host"
+    raise RequestError(f"network {mode!r} is not available; use none or host")

@@ -1,0 +1,447 @@
+"""One container's life: its states and the moves between them.
+
+A container holds its record and talks to the engine through `Engine`; it makes no mounts and knows
+no supervisors beyond its own run. Every move is serialised by the container's own lock; the exit of
+the program may come at any time, from another thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+from dockpy.errors import Conflict, RequestError
+from dockpy.logs import LogEntry, copy_log, read_log
+from dockpy.model import Config, Image, State, Status
+from dockpy.settings import command
+from dockpy.signals import parse_signal
+from dockpy.supervision import Attachment, Run, Streams
+
+DEFAULT_STOP_TIMEOUT = 10.0
+KILL_PATIENCE = 10.0
+"""Seconds the kernel gets to end a container after SIGKILL before we say that it did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What never changes about a container."""
+
+    id: str
+    name: str
+    created: float
+    config: Config
+    image_id: str
+    image_name: str
+
+
+class Engine(Protocol):
+    """What a container needs of the engine."""
+
+    def launch(
+        self, container: Container, attach: Sequence[Streams]
+    ) -> tuple[Run, list[Attachment]]:
+        """Start it; on failure nothing is left behind."""
+
+    def ended(self, container: Container, run: Run) -> bool:
+        """The program is gone: tell whether the OOM killer was at work; must not block."""
+
+    def settle(self, container: Container, run: Run) -> None:
+        """Write the end down and release what the run held, in the background."""
+
+    def image_of(self, container: Container) -> Image:
+        """The image it was made from."""
+
+    def directory_of(self, container: Container) -> Path:
+        """Where its record, log and files are."""
+
+
+class Container:
+    """A container of one engine. Thread-safe."""
+
+    def __init__(self, engine: Engine, record: Record, state: State) -> None:
+        self._engine = engine
+        self.record = record
+        self._state = state
+        self._moves = threading.RLock()
+        self._lock = threading.Lock()
+        self._run: Run | None = None
+        self._waiters: list[threading.Lock] = []
+        self._callbacks: list[Callable[[Container], None]] = []
+        self._pipes: dict[str, int] = {}
+        self.released = threading.Event()
+        self.released.set()
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def short_id(self) -> str:
+        return self.record.id[:12]
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def created(self) -> float:
+        """Seconds since the epoch."""
+        return self.record.created
+
+    @property
+    def config(self) -> Config:
+        return self.record.config
+
+    @property
+    def path(self) -> str:
+        """The program."""
+        return command(self.config)[0]
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The program's arguments, without its own name."""
+        return command(self.config)[1:]
+
+    @property
+    def image(self) -> Image:
+        """The image it was made from; NoSuchImage when that was removed."""
+        return self._engine.image_of(self)
+
+    @property
+    def image_name(self) -> str:
+        """The image as the user named it."""
+        return self.record.image_name
+
+    @property
+    def directory(self) -> Path:
+        return self._engine.directory_of(self)
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """Clients connected to its streams just now."""
+        run = self._run
+        return list(run.attachments.values()) if run is not None else []
+
+    # -- moves ---------------------------------------------------------------------------------
+
+    def start(self, attach: Sequence[Streams] = ()) -> list[Attachment]:
+        """Start the program; blocks until the kernel executes it.
+
+        `attach` connects callers' streams before the first byte is written. Raises Conflict when
+        it runs already, CommandNotFound or CannotExecute for the program, KernelError for a step
+        the kernel refused; the container is then as it was, with the text in `state.error`.
+        """
+        with self._moves:
+            if self._state.status is Status.RUNNING:
+                raise Conflict(f"container {self.name} is running already")
+            if self._state.status in (Status.REMOVING, Status.DEAD):
+                raise Conflict(f"container {self.name} is being removed")
+            self.released.wait()
+            streams = [*attach, *self._own_streams()]
+            try:
+                run, attachments = self._engine.launch(self, streams)
+            except Exception as error:
+                code = getattr(error, "exit_code", 125)
+                self._state = replace(self._state, error=str(error), exit_code=code)
+                raise
+            finally:
+                self._close_given_pipes()
+            self._publish(run, time.time())
+            return attachments[: len(attach)]
+
+    def adopt(self, run: Run, started_at: float) -> None:
+        """A run of an earlier engine's that still goes on, or whose end was not written down."""
+        self._publish(run, started_at)
+
+    def _publish(self, run: Run, started_at: float) -> None:
+        self.released.clear()
+        with self._lock:
+            self._run = run
+            self._state = State(
+                status=Status.RUNNING,
+                pid=run.pid,
+                started_at=started_at,
+                supervisor=run.supervisor.number,
+            )
+            over = run.status is not None
+        if over:
+            self.exited(run, run.status or 0, run.ended)
+
+    def exited(self, run: Run, status: int, when: float) -> None:
+        """The program ended. Called once per run by the engine, from any thread."""
+        with self._lock:
+            if self._run is not run or self._state.status is not Status.RUNNING:
+                return  # `start` has not published it yet and will see it there
+            self._state = replace(
+                self._state,
+                status=Status.EXITED,
+                pid=0,
+                exit_code=exit_code(status),
+                oom_killed=self._engine.ended(self, run),
+                finished_at=when,
+                supervisor=-1,
+            )
+            waiters, self._waiters = self._waiters, []
+            callbacks, self._callbacks = self._callbacks, []
+        self._engine.settle(self, run)
+        for waiter in waiters:
+            waiter.release()
+        for callback in callbacks:
+            callback(self)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until the program has ended and its output is logged; its exit code.
+
+        Returns at once when it is not running. TimeoutError after `timeout` seconds.
+        """
+        with self._lock:
+            if self._state.status is not Status.RUNNING:
+                return self._state.exit_code
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._waiters.append(waiter)
+        if not waiter.acquire(timeout=-1 if timeout is None else timeout):
+            with self._lock:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+            raise TimeoutError(f"container {self.name} is still running")
+        return self._state.exit_code
+
+    def on_exit(self, callback: Callable[[Container], None]) -> None:
+        """Call `callback` once when the program ends; at once when it is not running."""
+        with self._lock:
+            running = self._state.status is Status.RUNNING
+            if running:
+                self._callbacks.append(callback)
+        if not running:
+            callback(self)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal; SIGKILL also waits for the end. Conflict when not running."""
+        self._send(number)
+        if number == signal.SIGKILL:
+            try:
+                self.wait(KILL_PATIENCE)
+            except TimeoutError:
+                raise Conflict(
+                    f"container {self.name} did not end {KILL_PATIENCE:.0f} s after SIGKILL; "
+                    "a process of it hangs in the kernel"
+                ) from None
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Ask the program to end, then kill it after `timeout` seconds.
+
+        None: the container's own time-out, 10 s by default; negative: wait for ever. Returns at
+        once when it is not running.
+        """
+        if not self._state.running:
+            return
+        if timeout is None:
+            asked = self.config.stop_timeout
+            timeout = DEFAULT_STOP_TIMEOUT if asked is None else float(asked)
+        number = parse_signal(self.config.stop_signal or "TERM")
+        try:
+            self._send(number)
+            self.wait(None if timeout < 0 else timeout)
+        except TimeoutError:
+            self.kill()
+        except Conflict:
+            return  # it ended by itself meanwhile
+
+    @contextmanager
+    def removal(self, *, force: bool) -> Iterator[None]:
+        """Hold the container still while the engine removes it. Conflict when it runs."""
+        with self._moves:
+            if self._state.running:
+                if not force:
+                    raise Conflict(f"container {self.name} is running; stop it first or force it")
+                self.kill()
+            if self._state.status in (Status.REMOVING, Status.DEAD):
+                raise Conflict(f"container {self.name} is being removed already")
+            before = self._state
+            self._state = replace(before, status=Status.REMOVING)
+            try:
+                yield
+            except BaseException:
+                self._state = before
+                raise
+
+    def restart(self, timeout: float | None = None) -> None:
+        """Stop it, if it runs, and start it again."""
+        self.stop(timeout)
+        self.start()
+
+    def _send(self, number: int) -> None:
+        with self._lock:
+            run = self._run
+            if run is None or not self._state.running:
+                raise Conflict(f"container {self.name} is not running")
+            try:
+                signal.pidfd_send_signal(run.pidfd, number)
+            except ProcessLookupError:
+                return
+
+    # -- streams -------------------------------------------------------------------------------
+
+    def attach(self, streams: Streams) -> Attachment:
+        """Connect a caller's streams to the running program."""
+        with self._lock:
+            if self._run is None or not self._state.running:
+                raise Conflict(f"container {self.name} is not running; start it first")
+            return self._run.attach(streams)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the terminal's size in characters; nothing happens without a terminal."""
+        with self._lock:
+            run = self._run
+            if run is not None and self._state.running and run.tty >= 0:
+                fcntl.ioctl(run.tty, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def stdin_pipe(self) -> FileIO:
+        """A file to write the program's input to; before `start`, with `open_stdin`."""
+        if not self.config.open_stdin:
+            raise RequestError("the container was created without an open stdin")
+        return FileIO(self._pipe("stdin"), "w")
+
+    def stdout_pipe(self) -> FileIO:
+        """A file to read the program's output from; before `start`. End of file is its end."""
+        return FileIO(self._pipe("stdout"), "r")
+
+    def stderr_pipe(self) -> FileIO:
+        """As `stdout_pipe`, for standard error."""
+        return FileIO(self._pipe("stderr"), "r")
+
+    def _pipe(self, name: str) -> int:
+        """The caller's end of a new pipe; ours is attached at the start."""
+        if self._state.running:
+            raise Conflict(f"container {self.name} is running; ask for pipes before it starts")
+        if name in self._pipes:
+            raise Conflict(f"the {name} pipe was handed out already")
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        theirs, ours = (writer, reader) if name == "stdin" else (reader, writer)
+        self._pipes[name] = ours
+        return theirs
+
+    def _own_streams(self) -> list[Streams]:
+        if not self._pipes:
+            return []
+        return [
+            Streams(
+                self._pipes.get("stdin", -1),
+                self._pipes.get("stdout", -1),
+                self._pipes.get("stderr", -1),
+            )
+        ]
+
+    def _close_given_pipes(self) -> None:
+        for descriptor in self._pipes.values():
+            os.close(descriptor)
+        self._pipes.clear()
+
+    def run(self) -> int:
+        """Start it and wait for its end; the exit code."""
+        self.start()
+        return self.wait()
+
+    def output(self) -> bytes:
+        """Start it, wait for its end and return what it wrote to standard output."""
+        with self.stdout_pipe() as stdout:
+            self.start()
+            return stdout.readall()
+
+    # -- logs ----------------------------------------------------------------------------------
+
+    def read_log(
+        self,
+        *,
+        stdout: bool = True,
+        stderr: bool = True,
+        since: float | None = None,
+        until: float | None = None,
+        tail: int | None = None,
+    ) -> Iterator[LogEntry]:
+        """What it has written so far, oldest first; times are seconds since the epoch."""
+        return read_log(
+            self.directory, stdout=stdout, stderr=stderr, since=since, until=until, tail=tail
+        )
+
+    def copy_log(
+        self,
+        stdout: int,
+        stderr: int,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        tail: int | None = None,
+        timestamps: bool = False,
+        follow: bool = False,
+        stop: int | None = None,
+    ) -> None:
+        """Write the log to descriptors (-1: leave that stream out); blocks until done.
+
+        `follow` goes on until the program has ended, or until `stop` becomes readable.
+        """
+        if not follow:
+            copy_log(
+                self.directory,
+                stdout,
+                stderr,
+                since=since,
+                until=until,
+                tail=tail,
+                timestamps=timestamps,
+            )
+            return
+        done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        over = threading.Lock()
+        closed = False
+
+        def announce(_container: object) -> None:
+            with over:
+                if not closed:
+                    os.eventfd_write(done, 1)
+
+        self.on_exit(announce)
+        either = select.epoll()
+        try:
+            either.register(done, select.EPOLLIN)
+            if stop is not None:
+                either.register(stop, select.EPOLLIN | select.EPOLLHUP)
+            copy_log(
+                self.directory,
+                stdout,
+                stderr,
+                since=since,
+                until=until,
+                tail=tail,
+                timestamps=timestamps,
+                follow=either.fileno(),
+            )
+        finally:
+            either.close()
+            with over:
+                closed = True
+                os.close(done)
+
+
+def exit_code(status: int) -> int:
+    """A wait status as a shell would tell it: the program's code, or 128+n for signal n."""
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
