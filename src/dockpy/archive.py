@@ -1,0 +1,290 @@
+"""A stream of any compression to a tree of files; values in, exceptions out.
+
+Three threads share the work, and a fixed set of buffers goes round between them: one reads and
+decompresses, one hashes, and the caller's own unpacks (`_tar`). All three release the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import select
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import BinaryIO
+
+from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker, remove_tree
+from dockpy.compression import HEAD_SIZE, Compression, Readable, decoder, detect
+from dockpy.errors import BadArchive, DockpyError, KernelError, RequestError
+
+__all__ = ["Budget", "Compression", "Extracted", "detect", "extract", "remove"]
+
+_BUFFERS = 8
+_BUFFER_SIZE = 512 << 10
+
+# What the kernel says about names and sizes an archive chose.
+_ARCHIVE_FAULTS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.EINVAL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How much an archive may ask for. `size`: bytes of file data; `path`: bytes of one name;
+    `metadata`: bytes of extended headers and attributes of one entry."""
+
+    size: int = 256 << 30
+    entries: int = 10_000_000
+    path: int = 4095
+    metadata: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extracted:
+    """What came out of an archive.
+
+    `diff_id`: hex sha256 of the uncompressed stream to its last byte; `size`: bytes of file data
+    written; `ignored_attributes`: extended attributes the filesystem would not take.
+    """
+
+    diff_id: str
+    size: int
+    entries: int
+    compression: Compression
+    ignored_attributes: int = 0
+
+
+def extract(
+    source: BinaryIO | int,
+    directory: Path,
+    *,
+    limits: Budget = Budget(),  # noqa: B008  # frozen
+    whiteouts: bool = True,
+    by_hand: bool = False,
+) -> Extracted:
+    """Unpack the tar stream `source` into `directory`, which is made unless it is there and empty.
+
+    `source` is a descriptor or a binary file, at its current position, read to its end and left
+    open. `whiteouts`: `.wh.` names become overlayfs's marks, as OCI layers mean them; otherwise
+    they are names like any other. `by_hand` resolves names without openat2, for tests.
+
+    Blocks until all is unpacked; nothing is flushed to disk. On failure everything made here is
+    removed again. A blocked read of a descriptor is given up when unpacking fails; one of a file
+    object is waited for.
+    Raises BadArchive for what is wrong with the archive, KernelError for what the kernel refuses,
+    Conflict when the directory is not empty.
+    """
+    made = _make_empty(directory)
+    target = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        unpacker = Unpacker(
+            target,
+            max_bytes=limits.size,
+            max_entries=limits.entries,
+            max_path=limits.path,
+            max_metadata=limits.metadata,
+            whiteouts=whiteouts,
+            by_hand=by_hand,
+        )
+        try:
+            with _Stream(source) as stream:
+                for piece in stream.pieces():
+                    if not unpacker.feed(piece):
+                        raise _failure(unpacker)
+                if not unpacker.finish():
+                    raise _failure(unpacker)
+            return Extracted(
+                diff_id=stream.digest(),
+                size=unpacker.bytes_written,
+                entries=unpacker.entries,
+                compression=stream.compression,
+                ignored_attributes=unpacker.ignored_attributes,
+            )
+        finally:
+            unpacker.close()
+    except BaseException:
+        _clear(target)
+        if made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise
+    finally:
+        os.close(target)
+
+
+def remove(path: Path) -> None:
+    """Remove `path` and all below it, never following a link; a missing path is fine.
+
+    Raises KernelError with the first refusal; the rest is removed all the same.
+    """
+    try:
+        parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        err = remove_tree(parent, os.fsencode(path.name))
+    finally:
+        os.close(parent)
+    if err:
+        raise KernelError("remove", err, str(path))
+
+
+def _make_empty(directory: Path) -> bool:
+    """Whether the directory had to be made."""
+    try:
+        directory.mkdir(mode=0o755)
+    except FileExistsError:
+        try:
+            empty = not os.listdir(directory)
+        except OSError as refusal:
+            raise KernelError(
+                "open directory", refusal.errno or errno.EIO, str(directory)
+            ) from refusal
+        if not empty:
+            raise RequestError(f"{directory} is not empty") from None
+        return False
+    except OSError as refusal:
+        raise KernelError("make directory", refusal.errno or errno.EIO, str(directory)) from refusal
+    return True
+
+
+def _clear(target: int) -> None:
+    # The failure that led here is the one to report.
+    with contextlib.suppress(OSError):
+        for name in os.listdir(target):
+            remove_tree(target, os.fsencode(name))
+
+
+def _failure(unpacker: Unpacker) -> DockpyError:
+    name = os.fsdecode(unpacker.name)
+    where = f" (at {name!r})" if name else ""
+    if unpacker.problem in ARCHIVE_PROBLEMS:
+        return BadArchive(ARCHIVE_PROBLEMS[unpacker.problem] + where)
+    if unpacker.error in _ARCHIVE_FAULTS:
+        return BadArchive(
+            f"cannot {KERNEL_STEPS[unpacker.problem]}: {os.strerror(unpacker.error)}{where}"
+        )
+    return KernelError(KERNEL_STEPS[unpacker.problem], unpacker.error, name or None)
+
+
+class _Given:
+    """The caller's source as a raw stream that can be woken up and shown its first bytes again."""
+
+    def __init__(self, source: BinaryIO | int, wake: int) -> None:
+        self._fd = source if isinstance(source, int) else -1
+        self._file = None if isinstance(source, int) else source
+        self._into = getattr(source, "readinto", None)
+        self._poll = select.poll()
+        if self._fd >= 0:
+            self._poll.register(self._fd, select.POLLIN)
+            self._poll.register(wake, select.POLLIN)
+        self._wake = wake
+        self._head = b""
+
+    def head(self) -> bytes:
+        """The first HEAD_SIZE bytes, or all there are; they will be read again."""
+        space = memoryview(bytearray(HEAD_SIZE))
+        filled = 0
+        while filled < HEAD_SIZE and (count := self.readinto(space[filled:])):
+            filled += count
+        self._head = bytes(space[:filled])
+        return self._head
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self._head:
+            count = min(len(buffer), len(self._head))
+            buffer[:count] = self._head[:count]
+            self._head = self._head[count:]
+            return count
+        try:
+            return self._read(buffer)
+        except OSError as refusal:
+            if refusal.errno is None:
+                raise RequestError(f"cannot read the archive: {refusal}") from refusal
+            raise KernelError("read archive", refusal.errno) from refusal
+
+    def _read(self, buffer: memoryview) -> int:
+        if self._file is None:
+            while True:
+                ready = dict(self._poll.poll())
+                if self._wake in ready:
+                    return 0
+                with contextlib.suppress(BlockingIOError):
+                    return os.readv(self._fd, [buffer])
+        if self._into is not None:
+            count = self._into(buffer)
+            if count is None:
+                raise RequestError("cannot read the archive: the file object would block")
+            return int(count)
+        piece = self._file.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+class _Stream:
+    """The decompressed bytes of a source, hashed on the way. Use as a context, iterate once."""
+
+    def __init__(self, source: BinaryIO | int) -> None:
+        self.compression = Compression.NONE
+        self._hash = hashlib.sha256()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._given = _Given(source, self._wake)
+        self._free: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._read: SimpleQueue[tuple[memoryview, int] | BaseException | None] = SimpleQueue()
+        self._hashed: SimpleQueue[tuple[memoryview, int] | BaseException | None] = SimpleQueue()
+        for _ in range(_BUFFERS):
+            self._free.put(memoryview(bytearray(_BUFFER_SIZE)))
+        self._threads = [
+            threading.Thread(target=self._reading, name="dockpy-inflate", daemon=True),
+            threading.Thread(target=self._hashing, name="dockpy-hash", daemon=True),
+        ]
+
+    def __enter__(self) -> _Stream:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)
+        os.eventfd_write(self._wake, 1)
+        for thread in self._threads:
+            thread.join()
+        os.close(self._wake)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Each piece is valid until the next is asked for."""
+        while (item := self._hashed.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            buffer, count = item
+            yield buffer[:count]
+            self._free.put(buffer)
+
+    def digest(self) -> str:
+        """Hex sha256 of all pieces; right after the last."""
+        return self._hash.hexdigest()
+
+    def _reading(self) -> None:
+        try:
+            head = self._given.head()
+            self.compression = detect(head)
+            stream: Readable = decoder(self.compression, self._given)
+            while (buffer := self._free.get()) is not None:
+                count = stream.readinto(buffer)
+                if count == 0:
+                    break
+                self._read.put((buffer, count))
+        except BaseException as failure:  # noqa: BLE001  # raised again in the caller's thread
+            self._read.put(failure)
+        self._read.put(None)
+
+    def _hashing(self) -> None:
+        while (item := self._read.get()) is not None:
+            if not isinstance(item, BaseException):
+                buffer, count = item
+                self._hash.update(buffer[:count])
+            self._hashed.put(item)
+        self._hashed.put(None)
