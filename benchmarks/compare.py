@@ -1,0 +1,308 @@
+"""dockpy beside the kernel's floor and every installed peer, interleaved in one run.
+
+    python -m benchmarks.compare [--short] [--json FILE] [--rootfs TAR] [PART ...]
+
+Parts: start, cli, burst, streams, density. Needs root. A missing peer is named and skipped. The
+exit status is not zero only when a ratio measured in this run is far beyond its promise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import peers
+from benchmarks.samples import Samples, table
+from dockpy import Config, Runtime, Streams
+
+LIMITS = {"start gap 0": 3.0, "start gap 100": 3.0}
+"""Ratios over the floor at which CI fails; the promise is 2.0, the rest is room for noise."""
+
+
+class Bench:
+    """What the parts share: an engine with a `base` image and the floor's program."""
+
+    def __init__(self, directory: Path, rootfs: Path, short: bool) -> None:
+        self.directory = directory
+        self.short = short
+        self.runtime = Runtime(directory / "state", run=directory / "run")
+        with open(rootfs, "rb") as archive:
+            self.image = self.runtime.import_image(archive, "base")
+        self.tree = self.runtime.graph.lower_directories(self.image)[0]
+        self.floor = peers.Floor(directory)
+        self.results: list[dict[str, object]] = []
+        self.failures: list[str] = []
+
+    def show(self, title: str, rows: list[Samples], reference: Samples | None = None) -> None:
+        print(table(title, rows, reference), flush=True)
+        self.results.append({"title": title, "rows": [row.record() for row in rows if row.values]})
+
+
+def one_start(runtime: Runtime) -> float:
+    """create + start + wait + remove of /bin/true, in milliseconds."""
+    began = time.perf_counter()
+    container = runtime.create(Config(image="base", cmd=("/bin/true",), network_mode="none"))
+    container.start()
+    code = container.wait()
+    runtime.destroy(container)
+    took = (time.perf_counter() - began) * 1e3
+    if code != 0:
+        raise RuntimeError(f"/bin/true ended with {code}")
+    return took
+
+
+def start(bench: Bench) -> None:
+    """Through the Python API, no network, logs on, at gaps of 0 and 100 ms."""
+    rounds, each = (3, 10) if bench.short else (6, 20)
+    for _ in range(5):
+        one_start(bench.runtime)
+    for gap in (0, 100):
+        floor, ours = Samples("floor mounts net cgroup"), Samples("dockpy API, net none")
+        for _ in range(rounds):
+            floor.values += bench.floor.times(
+                bench.tree, each, "mounts", "net", "cgroup", f"gap={gap}"
+            )
+            for _ in range(each):
+                time.sleep(gap / 1e3)
+                ours.values.append(one_start(bench.runtime))
+        bench.show(f"create+start+wait+remove, gap {gap} ms", [floor, ours], floor)
+        ratio = ours.median / floor.median
+        if ratio > LIMITS[f"start gap {gap}"]:
+            bench.failures.append(f"start at gap {gap} ms is {ratio:.2f} x floor")
+
+
+def burst(bench: Bench) -> None:
+    """Starts a second through the API from 8 threads."""
+    each = 25 if bench.short else 100
+    began = time.perf_counter()
+
+    def work() -> None:
+        for _ in range(each):
+            one_start(bench.runtime)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rate = 8 * each / (time.perf_counter() - began)
+    bench.show("starts a second, API, 8 threads", [Samples("dockpy API", [rate], "/s")])
+
+
+def producer(size: int) -> tuple[str, ...]:
+    """A program that writes `size` bytes in lines of 100 bytes."""
+    line = "x" * 99
+    return ("/bin/sh", "-c", f"yes {line} | head -c {size}")
+
+
+def streams(bench: Bench) -> None:
+    """Output to the log, to an attached client, and read back, in MB/s of 100-byte lines."""
+    size = (100 if bench.short else 400) * 1_000_000
+    rounds = 1 if bench.short else 3
+    rows = [
+        Samples("plain pipe", unit="MB/s"),
+        Samples("to the log", unit="MB/s"),
+        Samples("attached, logged", unit="MB/s"),
+        Samples("log read back", unit="MB/s"),
+    ]
+    for _ in range(rounds):
+        began = time.perf_counter()
+        subprocess.run(f"yes {'x' * 99} | head -c {size} | cat >/dev/null", shell=True, check=True)
+        rows[0].values.append(size / 1e6 / (time.perf_counter() - began))
+        logged = bench.runtime.create(Config(image="base", cmd=producer(size)))
+        began = time.perf_counter()
+        logged.start()
+        logged.wait()
+        rows[1].values.append(size / 1e6 / (time.perf_counter() - began))
+        rows[3].values.append(size / 1e6 / read_back(logged.copy_log, size))
+        bench.runtime.destroy(logged)
+        attached = bench.runtime.create(Config(image="base", cmd=producer(size)))
+        reader, writer = os.pipe()
+        began = time.perf_counter()
+        ends = attached.start([Streams(stdout=writer)])
+        os.close(writer)
+        subprocess.run(["cat"], stdin=reader, stdout=subprocess.DEVNULL, check=True)
+        ends[0].wait()
+        rows[2].values.append(size / 1e6 / (time.perf_counter() - began))
+        os.close(reader)
+        attached.wait()
+        bench.runtime.destroy(attached)
+    bench.show(f"streams, {size // 1_000_000} MB of 100-byte lines", rows, rows[0])
+
+
+def read_back(copy_log: Callable[..., None], size: int) -> float:
+    """Seconds to copy a log of `size` bytes of output through a pipe."""
+    reader, writer = os.pipe()
+    began = time.perf_counter()
+    with subprocess.Popen(["wc", "-c"], stdin=reader, stdout=subprocess.PIPE) as count:
+        os.close(reader)
+        copy_log(writer, -1)
+        os.close(writer)
+        output = count.communicate()[0]
+    took = time.perf_counter() - began
+    if int(output) != size:
+        raise RuntimeError(f"the log gave {int(output)} bytes of {size}")
+    return took
+
+
+def memory_of(pids: list[int]) -> int:
+    """Proportional set size of some processes in KiB."""
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/smaps_rollup") as rollup:
+            total += sum(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+    return total
+
+
+def density(bench: Bench) -> None:
+    """Memory per idle container, start latency among them, and CPU use while idle."""
+    count = 100 if bench.short else 1000
+    runtime = bench.runtime
+    pids = [os.getpid(), *runtime.info().supervisors]
+    before = memory_of(pids)
+    none = Samples("start among 0", [one_start(runtime) for _ in range(30)])
+    idle = []
+    for _ in range(count):
+        container = runtime.create(Config(image="base", cmd=("/bin/sleep", "1000000")))
+        container.start()
+        idle.append(container)
+    try:
+        after = memory_of(pids)
+        many = Samples(f"start among {count}", [one_start(runtime) for _ in range(30)])
+        ticks = [cpu_ticks(pid) for pid in pids[1:]]
+        time.sleep(2)
+        used = sum(cpu_ticks(pid) for pid in pids[1:]) - sum(ticks)
+    finally:
+        for container in idle:
+            runtime.destroy(container, force=True)
+    per = Samples("user memory per container", [(after - before) / count], "KiB")
+    cpu = Samples("supervisors' ticks in 2 idle s", [float(used)], "ticks")
+    bench.show(f"{count} idle containers", [none, many, per, cpu], none)
+
+
+def cpu_ticks(pid: int) -> int:
+    """User and system time of a process in clock ticks. Source: proc(5), /proc/pid/stat."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def cli(bench: Bench) -> None:
+    """`run --rm --net none base /bin/true` from process start to process end, beside peers."""
+    rounds = 10 if bench.short else 30
+    program = shutil.which("dockpy", path=str(Path(sys.executable).parent))
+    if program is None:
+        print("cli: the dockpy command is not installed beside this Python; skipped")
+        return
+    run = ["run", "--rm", "--network", "none", "base", "/bin/true"]
+    directory = bench.directory / "cli"
+    directory.mkdir()
+    ours = [program, "--root", str(directory / "state"), "--run", str(directory / "run")]
+    python = [sys.executable, "-IS", "-c", "pass"]
+    contestants = {"dockpy run": [*ours, *run], "python -IS": python}
+    archive = bench.directory / "base.tar"
+    subprocess.run([*ours, "import", str(archive), "base"], check=True, capture_output=True)
+    with peers.docker(bench.directory) as docker:
+        podman = peers.podman(bench.directory)
+        for name, command in (("docker run", docker), ("podman run", podman)):
+            if command is None:
+                print(f"{name}: not installed or does not start here; skipped")
+                continue
+            loaded = subprocess.run(
+                [*command, "import", str(archive), "base"], check=False, capture_output=True
+            )
+            if loaded.returncode != 0:
+                print(f"{name}: {loaded.stderr.decode(errors='replace').strip()[-200:]}; skipped")
+                continue
+            contestants[name] = [*command, *run]
+        rows = {name: Samples(name) for name in contestants}
+        for turn in range(rounds + 1):
+            for name, command in contestants.items():
+                try:
+                    took = peers.wall(command)
+                except RuntimeError as error:
+                    if name.startswith(("dockpy", "python")):
+                        raise
+                    print(f"{name}: {error}")
+                    continue
+                if turn:
+                    rows[name].values.append(took)
+    reference = rows.get("docker run") or rows["python -IS"]
+    bench.show("run --rm --net none base /bin/true, command line", [*rows.values()], reference)
+    stop_daemon(directory / "state")
+
+
+def stop_daemon(root: Path) -> None:
+    """End the daemon that the client started, by its pid."""
+    lock = root / "lock"
+    if lock.exists():
+        pid = int(lock.read_text())
+        os.kill(pid, 15)
+        while Path(f"/proc/{pid}").exists():
+            time.sleep(0.05)
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "start": start,
+    "burst": burst,
+    "streams": streams,
+    "density": density,
+    "cli": cli,
+}
+
+
+def base_archive(directory: Path, given: str | None) -> Path:
+    """The root file system to measure with: a given tar, or a small one of busybox."""
+    target = directory / "base.tar"
+    if given is not None:
+        shutil.copyfile(given, target)
+        return target
+    tree = directory / "tree"
+    for name in ("bin", "dev", "proc", "sys", "etc", "tmp"):
+        (tree / name).mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise SystemExit("compare: install busybox-static, or give --rootfs a tar")
+    shutil.copy(busybox, tree / "bin" / "busybox")
+    for applet in ("true", "sh", "yes", "head", "sleep", "cat"):
+        (tree / "bin" / applet).symlink_to("busybox")
+    (tree / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    subprocess.run(["tar", "-C", str(tree), "-cf", str(target), "."], check=True)
+    return target
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--json")
+    parser.add_argument("--rootfs")
+    options = parser.parse_args()
+    print(
+        f"Linux {platform.release()}, {os.cpu_count()} cpus, load {os.getloadavg()[0]:.2f}, "
+        f"Python {platform.python_version()}"
+    )
+    with peers.scratch() as directory:
+        bench = Bench(directory, base_archive(directory, options.rootfs), options.short)
+        try:
+            for name in options.parts or PARTS:
+                PARTS[name](bench)
+        finally:
+            bench.runtime.close()
+    if options.json:
+        Path(options.json).write_text(json.dumps(bench.results, indent=1))
+    for failure in bench.failures:
+        print(f"too slow: {failure}")
+    return 1 if bench.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""The engines dockpy is compared with, as far as they are installed here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+FLOOR_SOURCE = Path(__file__).with_name("floor.c")
+
+
+class Floor:
+    """The kernel's own charge for a container, by a C program."""
+
+    def __init__(self, directory: Path) -> None:
+        self.program = directory / "floor"
+        subprocess.run(["cc", "-O2", "-w", "-o", str(self.program), str(FLOOR_SOURCE)], check=True)
+        self.work = directory / "floor-work"
+        self.work.mkdir()
+
+    def times(self, rootfs: Path, count: int, *options: str) -> list[float]:
+        """`count` starts in milliseconds."""
+        done = subprocess.run(
+            [str(self.program), str(count), str(rootfs), str(self.work), "raw", *options],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return [float(line) for line in done.stdout.split()]
+
+
+@contextlib.contextmanager
+def docker(directory: Path) -> Iterator[list[str] | None]:
+    """A dockerd of our own without networks: the command to talk to it; None when it is not here.
+
+    Its sockets and data lie in `directory`; it is ended by its pid.
+    """
+    client, server = shutil.which("docker", path="/usr/bin:/bin"), shutil.which("dockerd")
+    if client is None or server is None:
+        yield None
+        return
+    socket = directory / "docker.sock"
+    pidfile = directory / "docker.pid"
+    with open(directory / "docker.log", "wb") as log:
+        process = subprocess.Popen(
+            [
+                server,
+                *("--data-root", str(directory / "docker-data")),
+                *("--exec-root", str(directory / "docker-exec")),
+                *("-H", f"unix://{socket}"),
+                *("-p", str(pidfile)),
+                "--bridge=none",
+                "--iptables=false",
+                "--ip6tables=false",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    command = [client, "-H", f"unix://{socket}"]
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            probe = subprocess.run([*command, "version"], capture_output=True, check=False)
+            if probe.returncode == 0:
+                yield command
+                return
+            time.sleep(0.3)
+        yield None
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def podman(directory: Path) -> list[str] | None:
+    """The podman command over storage of its own, or None."""
+    program = shutil.which("podman")
+    if program is None:
+        return None
+    return [
+        program,
+        "--cgroup-manager=cgroupfs",
+        *("--root", str(directory / "podman-data")),
+        *("--runroot", str(directory / "podman-run")),
+    ]
+
+
+def wall(command: list[str]) -> float:
+    """Milliseconds from process start to process end; raises when it fails."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        began = time.perf_counter()
+        pid = os.posix_spawn(
+            command[0],
+            command,
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)],
+        )
+        _, status = os.waitpid(pid, 0)
+        took = (time.perf_counter() - began) * 1e3
+    finally:
+        os.close(null)
+    if status:
+        raise RuntimeError(f"{command} ended with wait status {status}")
+    return took
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory on a real file system for everything a benchmark makes."""
+    directory = Path(tempfile.mkdtemp(prefix="dockpy-bench-", dir="/var/tmp"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

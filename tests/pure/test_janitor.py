@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import threading
+
+from dockpy.janitor import Janitor
+
+
+def test_jobs_run_in_order_and_drain_waits_for_them() -> None:
+    janitor = Janitor()
+    done: list[int] = []
+    for number in range(100):
+        janitor.put(lambda number=number: done.append(number))  # type: ignore[misc]
+    janitor.drain()
+    janitor.close()
+    assert done == list(range(100))
+
+
+def test_a_job_that_fails_does_not_stop_the_next() -> None:
+    janitor = Janitor()
+    done: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("on purpose")
+
+    janitor.put(fail)
+    janitor.put(lambda: done.append("next"))
+    janitor.close()
+    assert done == ["next"]
+
+
+def test_no_thread_before_the_first_job() -> None:
+    before = threading.active_count()
+    janitor = Janitor()
+    assert threading.active_count() == before
+    janitor.close()
+
+
+def test_wait_below_blocks_until_the_backlog_is_small() -> None:
+    janitor = Janitor()
+    gate = threading.Event()
+    janitor.put(gate.wait)  # type: ignore[arg-type]
+    janitor.put(lambda: None)
+    janitor.put(lambda: None)
+    threading.Timer(0.05, gate.set).start()
+    janitor.wait_below(1)
+    assert gate.is_set()
+    janitor.close()
