@@ -10,28 +10,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dockpy.container import Container
-    from dockpy.graph import Graph
-    from dockpy.humantime import human_duration
-    from dockpy.logs import LogEntry
-    from dockpy.model import (
-        DEFAULT_TAG,
-        VERSION,
-        Bind,
-        Change,
-        ChangeKind,
-        Config,
-        Image,
-        State,
-        Status,
-        Ulimit,
-    )
-    from dockpy.names import generate_id, truncate_id, validate_id
-    from dockpy.runtime import Info, Runtime
-    from dockpy.stdio import copy_escapable
-    from dockpy.supervision import Attachment, AttachmentEnd, Streams
-    from dockpy.tags import TagStore
-    from dockpy.truncindex import TruncIndex
+    from dockpy.container import Container as Container
+    from dockpy.graph import Graph as Graph
+    from dockpy.humantime import human_duration as human_duration
+    from dockpy.logs import LogEntry as LogEntry
+    from dockpy.model import DEFAULT_TAG as DEFAULT_TAG
+    from dockpy.model import VERSION as VERSION
+    from dockpy.model import Bind as Bind
+    from dockpy.model import Change as Change
+    from dockpy.model import ChangeKind as ChangeKind
+    from dockpy.model import Config as Config
+    from dockpy.model import Image as Image
+    from dockpy.model import State as State
+    from dockpy.model import Status as Status
+    from dockpy.model import Ulimit as Ulimit
+    from dockpy.names import generate_id as generate_id
+    from dockpy.names import truncate_id as truncate_id
+    from dockpy.names import validate_id as validate_id
+    from dockpy.runtime import Info as Info
+    from dockpy.runtime import Runtime as Runtime
+    from dockpy.stdio import copy_escapable as copy_escapable
+    from dockpy.supervision import Attachment as Attachment
+    from dockpy.supervision import AttachmentEnd as AttachmentEnd
+    from dockpy.supervision import Streams as Streams
+    from dockpy.tags import TagStore as TagStore
+    from dockpy.truncindex import TruncIndex as TruncIndex
 
 _HOME = {
     "Attachment": "supervision",
