@@ -1,0 +1,1 @@
+"""The command line, as it runs inside the daemon: commands are plain functions over a session."""

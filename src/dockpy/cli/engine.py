@@ -1,0 +1,187 @@
+"""What the commands need of the engine. `dockpy.Runtime` has all of it; so have the tests' fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from dockpy.container import Record
+from dockpy.model import Config, Image, State
+from dockpy.supervision import AttachmentEnd, Streams
+
+
+class EngineAttachment(Protocol):
+    """A caller's streams on a running container."""
+
+    def wait(self, timeout: float | None = None) -> AttachmentEnd: ...
+
+    def close(self) -> None: ...
+
+
+class EngineContainer(Protocol):
+    """One container."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def short_id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def created(self) -> float: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def args(self) -> tuple[str, ...]: ...
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def record(self) -> Record: ...
+
+    @property
+    def image_name(self) -> str: ...
+
+    @property
+    def directory(self) -> Path: ...
+
+    def start(self, attach: Sequence[Streams] = ()) -> Sequence[EngineAttachment]: ...
+
+    def stop(self, timeout: float | None = None) -> None: ...
+
+    def kill(self, number: int = ...) -> None: ...
+
+    def restart(self, timeout: float | None = None) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def attach(self, streams: Streams) -> EngineAttachment: ...
+
+    def resize(self, rows: int, columns: int) -> None: ...
+
+    def on_exit(self, callback: Callable[[object], None]) -> None: ...
+
+    def copy_log(
+        self,
+        stdout: int,
+        stderr: int,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        tail: int | None = None,
+        timestamps: bool = False,
+        follow: bool = False,
+        stop: int | None = None,
+    ) -> None: ...
+
+
+class EngineGraph(Protocol):
+    """The images."""
+
+    def get(self, reference: str) -> Image: ...
+
+    def all(self) -> Sequence[Image]: ...
+
+    def by_parent(self) -> Mapping[str, Sequence[Image]]: ...
+
+    def delete(self, reference: str) -> None: ...
+
+
+class EngineTags(Protocol):
+    """The names of images."""
+
+    def set(self, repository: str, tag: str, reference: str, force: bool = False) -> None: ...
+
+    def lookup_image(self, name: str) -> Image: ...
+
+    def by_id(self) -> Mapping[str, Sequence[str]]: ...
+
+    def delete(self, repository: str, tag: str) -> Any: ...
+
+
+class EngineInfo(Protocol):
+    """Figures of one engine."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def root(self) -> str: ...
+
+    @property
+    def run(self) -> str: ...
+
+    @property
+    def containers(self) -> int: ...
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def supervisors(self) -> tuple[int, ...]: ...
+
+    @property
+    def kernel(self) -> str: ...
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def cpus(self) -> int: ...
+
+    @property
+    def memory(self) -> int: ...
+
+    @property
+    def cgroup(self) -> str: ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+
+class Engine(Protocol):
+    """The engine as the commands see it."""
+
+    @property
+    def graph(self) -> EngineGraph: ...
+
+    @property
+    def tags(self) -> EngineTags: ...
+
+    @property
+    def run(self) -> Path: ...
+
+    def create(self, config: Config, name: str | None = None) -> EngineContainer: ...
+
+    def get(self, reference: str) -> EngineContainer: ...
+
+    def list(self) -> Sequence[EngineContainer]: ...
+
+    def destroy(self, container: Any, *, force: bool = False) -> None: ...
+
+    def import_image(
+        self,
+        source: BinaryIO | int,
+        repository: str = "",
+        tag: str = "",
+        *,
+        config: Config | None = None,
+        comment: str = "",
+    ) -> Image: ...
+
+    def containers_of(self, image: Image) -> Sequence[EngineContainer]: ...
+
+    def info(self) -> EngineInfo: ...
