@@ -61,7 +61,7 @@ def extract(
     source: BinaryIO | int,
     directory: Path,
     *,
-    limits: Budget = Budget(),  # noqa: B008  # frozen
+    limits: Budget = Budget(),
     whiteouts: bool = True,
     by_hand: bool = False,
 ) -> Extracted:
@@ -277,7 +277,7 @@ class _Stream:
                 if count == 0:
                     break
                 self._read.put((buffer, count))
-        except BaseException as failure:  # noqa: BLE001  # raised again in the caller's thread
+        except BaseException as failure:  # raised again in the caller's thread
             self._read.put(failure)
         self._read.put(None)
 

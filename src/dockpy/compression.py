@@ -26,6 +26,7 @@ _XZ_MEMORY = 192 << 20  # bytes; `xz -9` needs 65 MiB
 _ZSTD_WINDOW = 1 << 27  # bytes; what `zstd -d` accepts without asking
 _SILENT_LIMIT = 4 << 20  # compressed bytes without any output
 _PIECE = 256 << 10
+_ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # stub: a value
 
 
 class Readable(Protocol):
@@ -129,7 +130,7 @@ class _Gzip:
     def __init__(self, source: Readable) -> None:
         self._silent = 0
         self._tap = _Tap(source, self._count)
-        self._file = igzip.IGzipFile(fileobj=self._tap, mode="rb")
+        self._file = igzip.IGzipFile(fileobj=self._tap, mode="rb")  # type: ignore[no-untyped-call]
 
     def _count(self, piece: memoryview) -> None:
         self._silent += len(piece)
@@ -139,7 +140,7 @@ class _Gzip:
     def readinto(self, buffer: memoryview) -> int:
         try:
             count: int = self._file.readinto(buffer)
-        except (OSError, EOFError, isal_zlib.error, ValueError) as failure:
+        except (OSError, EOFError, _ISAL_ERROR, ValueError) as failure:
             self._tap.raise_failure()
             raise BadArchive(f"damaged gzip data: {failure}") from failure
         self._silent = 0
@@ -151,7 +152,7 @@ class _Zstd:
         self._frames = ZstdFrames()
         self._tap = _Tap(source, self._frames.feed)
         self._reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
-            self._tap,  # type: ignore[arg-type]  # only read() is used
+            self._tap,
             read_size=_PIECE,
             read_across_frames=True,
         )
@@ -168,7 +169,7 @@ class _Zstd:
 
 
 class ZstdFrames:
-    """Follows the frames of a zstd stream without decoding them, to see whether the last is whole."""
+    """Follows the frames of a zstd stream without decoding: is the last one whole?"""
 
     def __init__(self) -> None:
         self._held = b""

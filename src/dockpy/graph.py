@@ -1,0 +1,492 @@
+"""Images on disk, addressed by content; layers shared between them.
+
+    <root>/graph/<image id>/{json,meta.json}     json: the OCI configuration, sha256(json) = id
+    <root>/layers/<chain id>/{diff/,meta.json}   diff: the unpacked layer
+
+A layer or an image is made under a temporary name beside its place, taken to the disk and renamed,
+so each is there whole or not at all. Deleting takes the image first, then what nobody needs any
+more. What a crash leaves between two steps - temporary directories, layers of no image - is found
+by `check` at start-up. Layers are content: the same diff id on the same parents is the same tree,
+so whiteouts are always read as OCI layers mean them, also in a plain archive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from dockpy import archive, image_config
+from dockpy.errors import (
+    AmbiguousPrefix,
+    BadArchive,
+    KernelError,
+    NoSuchImage,
+    NotFound,
+    RequestError,
+    StoreError,
+    TornRecord,
+)
+from dockpy.image_config import HistoryEntry, ImageConfig, chain_id, chain_ids
+from dockpy.model import Config, Image
+from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.truncindex import TruncIndex
+
+_ID = re.compile(r"[0-9a-f]{64}")
+_PREFIX = re.compile(r"[0-9a-f]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """An unpacked layer in its place. `size`: bytes of file data."""
+
+    chain_id: str
+    diff_id: str
+    parent: str
+    size: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedLayer:
+    """An unpacked layer that has no place yet."""
+
+    directory: Path
+    diff_id: str
+    size: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something `check` found that should not be there, or is not."""
+
+    path: Path
+    problem: str
+    repair: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" + (f"; {self.repair}" if self.repair else "")
+
+
+class Graph:
+    """All images below one root. Thread-safe; images are immutable."""
+
+    def __init__(self, root: Path, flusher: Flusher, trash: Trash) -> None:
+        """Load the index. Torn images are left out; `check` names them."""
+        self._images_directory = root / "graph"
+        self._layers_directory = root / "layers"
+        self._flusher = flusher
+        self._trash = trash
+        self._lock = threading.RLock()
+        self._images: dict[str, Image] = {}
+        self._index = TruncIndex("image")
+        self._torn: dict[Path, StoreError] = {}
+        self._users: Counter[str] = Counter()  # images per layer
+        self._pins: Counter[str] = Counter()  # layers placed for an image to come
+        for directory in (self._images_directory, self._layers_directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in sorted(os.listdir(self._images_directory)):
+            if not _ID.fullmatch(name):
+                continue
+            try:
+                self._add(_load(self._images_directory / name))
+            except StoreError as torn:
+                self._torn[self._images_directory / name] = torn
+
+    # -- asking --------------------------------------------------------------------------------
+
+    def get(self, reference: str) -> Image:
+        """By id or unique prefix, with or without `sha256:`. NoSuchImage, AmbiguousPrefix."""
+        prefix = reference.removeprefix("sha256:")
+        if not _PREFIX.fullmatch(prefix):
+            raise NoSuchImage(reference)
+        with self._lock:
+            image = self._images.get(prefix)
+            if image is not None:
+                return image
+            try:
+                return self._images[self._index.get(prefix)]
+            except NotFound as missing:
+                raise NoSuchImage(reference) from missing
+
+    def exists(self, reference: str) -> bool:
+        """Whether `get` would find an image."""
+        try:
+            self.get(reference)
+        except (NoSuchImage, AmbiguousPrefix):
+            return False
+        return True
+
+    def all(self) -> list[Image]:
+        """Every image, newest first."""
+        with self._lock:
+            images = list(self._images.values())
+        return sorted(images, key=lambda image: (-image.created, image.id))
+
+    def map(self) -> dict[str, Image]:
+        """Every image by its id."""
+        with self._lock:
+            return dict(self._images)
+
+    def by_parent(self) -> dict[str, list[Image]]:
+        """The images made from each image, newest first."""
+        children: defaultdict[str, list[Image]] = defaultdict(list)
+        for image in self.all():
+            if image.parent:
+                children[image.parent].append(image)
+        return dict(children)
+
+    def children(self, image: Image) -> list[Image]:
+        """The images made from this one."""
+        return self.by_parent().get(image.id, [])
+
+    def heads(self) -> dict[str, Image]:
+        """The images no other image was made from."""
+        images = self.map()
+        parents = {image.parent for image in images.values()}
+        return {key: image for key, image in images.items() if key not in parents}
+
+    def history(self, image: Image) -> list[Image]:
+        """The image, its parent, and so on, as far as they are here."""
+        images = self.map()
+        line = [image]
+        while (parent := images.get(line[-1].parent)) is not None and parent not in line:
+            line.append(parent)
+        return line
+
+    def configuration(self, image: Image) -> bytes:
+        """The OCI configuration, byte for byte. Raises TornRecord when it is not the image's."""
+        return _configuration(self._images_directory / image.id)
+
+    def lower_directories(self, image: Image) -> list[Path]:
+        """The image's unpacked layers, top-most first. StoreError names a missing one."""
+        paths = [self._layers_directory / one / "diff" for one in reversed(image.layers)]
+        for path in paths:
+            if not path.is_dir():
+                raise StoreError(f"{path}: this layer of image {image.short_id} is missing")
+        return paths
+
+    def layer(self, chain: str) -> Layer | None:
+        """The layer with that chain id, if it is here. Raises TornRecord."""
+        directory = self._layers_directory / chain
+        try:
+            values = read_json(directory / "meta.json")
+            return Layer(
+                chain_id=chain,
+                diff_id=str(values["diff_id"]),
+                parent=str(values["parent"]),
+                size=int(values["size"]),
+                entries=int(values["entries"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (KeyError, TypeError, ValueError) as reason:
+            raise TornRecord(str(directory / "meta.json"), f"not a layer ({reason!r})") from reason
+
+    # -- making --------------------------------------------------------------------------------
+
+    def stage_layer(self, source: BinaryIO | int, *, expected: str = "") -> StagedLayer:
+        """Unpack a layer beside its place; any number of threads may.
+
+        `expected`: the diff id it must have (hex). Nothing is left on failure. Not flushed.
+        Raises what `archive.extract` raises, and BadArchive when the content is another.
+        """
+        with self._temporary(self._layers_directory) as directory:
+            extracted = archive.extract(source, directory / "diff")
+            if expected and extracted.diff_id != expected:
+                raise BadArchive(
+                    f"the layer is sha256:{extracted.diff_id}, not sha256:{expected} as promised"
+                )
+            return StagedLayer(
+                directory=directory,
+                diff_id=extracted.diff_id,
+                size=extracted.size,
+                entries=extracted.entries,
+            )
+
+    def place_layer(self, staged: StagedLayer, parent: str = "") -> Layer:
+        """Put a staged layer on the stack with chain id `parent`; waits for the disk.
+
+        It is kept for an image to come until `register` uses it or `release` gives it up.
+        """
+        layer = Layer(
+            chain_id=chain_id(parent, staged.diff_id),
+            diff_id=staged.diff_id,
+            parent=parent,
+            size=staged.size,
+            entries=staged.entries,
+        )
+        place = self._layers_directory / layer.chain_id
+        try:
+            write(
+                staged.directory / "meta.json",
+                _json(
+                    {
+                        "diff_id": layer.diff_id,
+                        "parent": layer.parent,
+                        "size": layer.size,
+                        "entries": layer.entries,
+                    }
+                ),
+            )
+            self._flusher.flush(staged.directory)
+            with self._lock:
+                if place.is_dir():
+                    self._trash.discard(staged.directory)
+                else:
+                    os.rename(staged.directory, place)
+                self._pins[layer.chain_id] += 1
+        except BaseException as failure:
+            with contextlib.suppress(KernelError):
+                self._trash.discard(staged.directory)
+            if isinstance(failure, OSError) and not isinstance(failure, KernelError):
+                raise KernelError(
+                    "place layer", failure.errno or errno.EIO, str(place)
+                ) from failure
+            raise
+        self._flusher.wrote(place)
+        return layer
+
+    def register_layer(
+        self, source: BinaryIO | int, *, parent: str = "", expected: str = ""
+    ) -> Layer:
+        """`stage_layer` and `place_layer` in one."""
+        return self.place_layer(self.stage_layer(source, expected=expected), parent)
+
+    def release(self, layers: Sequence[Layer]) -> None:
+        """Give up layers that were placed for an image that did not come to be."""
+        with self._lock:
+            for layer in reversed(layers):
+                self._pins[layer.chain_id] -= 1
+                self._drop(layer.chain_id)
+
+    def create(
+        self,
+        layers: Sequence[Layer],
+        config: Config,
+        *,
+        parent: str = "",
+        comment: str = "",
+        author: str = "",
+        container: str = "",
+        created: float | None = None,
+        history: Sequence[HistoryEntry] | None = None,
+    ) -> Image:
+        """Make an image of placed layers, lowest first, and wait until it is on the disk.
+
+        `created`: seconds since the epoch, now by default. `history`: one entry per layer, made up
+        from comment and author by default.
+        """
+        made = time.time() if created is None else created
+        entries = history
+        if entries is None:
+            entries = [HistoryEntry(created=made, author=author, comment=comment) for _ in layers]
+        document = ImageConfig(
+            created=made,
+            author=author,
+            architecture=image_config.go_architecture(platform.machine()),
+            config=config,
+            diff_ids=tuple(layer.diff_id for layer in layers),
+            history=tuple(entries),
+        )
+        return self.register(
+            image_config.dump(document), parent=parent, comment=comment, container=container
+        )
+
+    def register(
+        self, document: bytes, *, parent: str = "", comment: str = "", container: str = ""
+    ) -> Image:
+        """Take in an image by its OCI configuration, byte for byte; its layers are in place.
+
+        Unpins the layers. An image that is here already is given as it is. Blocks until it is on
+        the disk. Raises BadArchive for a bad configuration, RequestError for a missing layer.
+        """
+        parsed = image_config.parse(document)
+        image_id = hashlib.sha256(document).hexdigest()
+        chain = chain_ids(parsed.diff_ids)
+        size = 0
+        for one in chain:
+            layer = self.layer(one)
+            if layer is None:
+                raise RequestError(f"layer {one[:12]} of image {image_id[:12]} is not here")
+            size += layer.size
+        meta = {"parent": parent, "comment": comment, "container": container, "size": size}
+        image = _image(image_id, parsed, meta)
+        place = self._images_directory / image_id
+        with self._temporary(self._images_directory) as directory:
+            write(directory / "json", document, self._flusher)
+            write(directory / "meta.json", _json(meta), self._flusher)
+            self._flusher.flush()
+            with self._lock:
+                for one in chain:
+                    self._pins[one] -= 1 if self._pins[one] else 0
+                if image_id in self._images:
+                    self._trash.discard(directory)
+                    return self._images[image_id]
+                if place.exists():
+                    set_aside(place)  # torn: `_load` refused it
+                os.rename(directory, place)
+                self._add(image)
+        self._flusher.wrote(place)
+        self._flusher.flush()
+        return image
+
+    def import_archive(self, source: BinaryIO | int, *, config: Config, comment: str = "") -> Image:
+        """Make an image of one layer from an archive of a root directory, compressed or not.
+
+        Blocks until it is on the disk; on failure nothing is left. Raises BadArchive, KernelError.
+        """
+        layer = self.register_layer(source)
+        try:
+            return self.create([layer], config, comment=comment)
+        except BaseException:
+            self.release([layer])
+            raise
+
+    def delete(self, reference: str) -> None:
+        """Remove an image, and its layers that no other image has. NoSuchImage, AmbiguousPrefix.
+
+        Whether it is tagged, or in use by containers, is for the caller to know.
+        """
+        with self._lock:
+            image = self.get(reference)
+            self._trash.discard(self._images_directory / image.id)
+            del self._images[image.id]
+            self._index.remove(image.id)
+            for chain in image.layers:
+                self._users[chain] -= 1
+            for chain in reversed(image.layers):
+                self._drop(chain)
+
+    # -- keeping order -------------------------------------------------------------------------
+
+    def check(self) -> list[Finding]:
+        """Put right what a crash left and name what is broken; for the start-up, before any work.
+
+        Temporary directories and layers of no image go to the trash (layers stay while an image is
+        torn: it may have been theirs). A torn image is set aside under another name.
+        """
+        findings: list[Finding] = []
+        with self._lock:
+            for parent in (self._images_directory, self._layers_directory):
+                for name in sorted(os.listdir(parent)):
+                    if name.startswith(TEMPORARY):
+                        self._trash.discard(parent / name)
+                        findings.append(Finding(parent / name, "left unfinished", "removed"))
+            for path, torn in self._torn.items():
+                aside = set_aside(path)
+                findings.append(Finding(path, str(torn), f"set aside as {aside.name}"))
+            self._torn.clear()
+            set_asides = any(".torn-" in name for name in os.listdir(self._images_directory))
+            for name in sorted(os.listdir(self._layers_directory)):
+                findings += self._check_layer(name, keep=set_asides)
+            for image in self.all():
+                for chain in image.layers:
+                    if not (self._layers_directory / chain / "diff").is_dir():
+                        path = self._layers_directory / chain
+                        findings.append(Finding(path, f"missing; image {image.short_id} needs it"))
+        return findings
+
+    def _check_layer(self, name: str, *, keep: bool) -> Iterator[Finding]:
+        path = self._layers_directory / name
+        if not _ID.fullmatch(name):
+            return
+        if not self._users[name] and not self._pins[name]:
+            if not keep:
+                self._trash.discard(path)
+            repair = "kept, an image was set aside" if keep else "removed"
+            yield Finding(path, "a layer of no image", repair)
+            return
+        try:
+            if self.layer(name) is None:
+                yield Finding(path, "has no meta.json")
+        except TornRecord as torn:
+            yield Finding(path, str(torn))
+
+    def _add(self, image: Image) -> None:
+        self._images[image.id] = image
+        self._index.add(image.id)
+        self._users.update(image.layers)
+
+    def _drop(self, chain: str) -> None:
+        if self._users[chain] <= 0 and self._pins[chain] <= 0:
+            del self._users[chain], self._pins[chain]
+            self._trash.discard(self._layers_directory / chain)
+
+    @contextlib.contextmanager
+    def _temporary(self, parent: Path) -> Iterator[Path]:
+        """A directory that goes away when the block fails."""
+        directory = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            directory.mkdir(mode=0o700)
+            yield directory
+        except BaseException as failure:
+            with contextlib.suppress(KernelError):
+                self._trash.discard(directory)
+            if isinstance(failure, OSError) and not isinstance(failure, KernelError):
+                raise KernelError(
+                    "store image", failure.errno or errno.EIO, str(directory)
+                ) from failure
+            raise
+
+
+def _json(values: object) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode()
+
+
+def _configuration(directory: Path) -> bytes:
+    path = directory / "json"
+    try:
+        data = path.read_bytes()
+    except OSError as refusal:
+        raise TornRecord(str(path), refusal.strerror or "cannot be read") from refusal
+    if hashlib.sha256(data).hexdigest() != directory.name:
+        raise TornRecord(str(path), "its content does not match the image's id")
+    return data
+
+
+def _load(directory: Path) -> Image:
+    """Read an image back. TornRecord names the file at fault."""
+    path = directory / "json"
+    try:
+        parsed = image_config.parse(_configuration(directory))
+        path = directory / "meta.json"
+        return _image(directory.name, parsed, read_json(path))
+    except FileNotFoundError as missing:
+        raise TornRecord(str(path), "is missing") from missing
+    except (BadArchive, KeyError, TypeError, ValueError) as reason:
+        raise TornRecord(str(path), f"not an image's ({reason})") from reason
+
+
+def _image(image_id: str, parsed: ImageConfig, meta: dict[str, object]) -> Image:
+    size = meta["size"]
+    if not isinstance(size, int):
+        raise TypeError("size is not a number")
+    comment = str(meta["comment"])
+    return Image(
+        id=image_id,
+        layers=chain_ids(parsed.diff_ids),
+        diff_ids=parsed.diff_ids,
+        created=parsed.created,
+        config=parsed.config,
+        architecture=parsed.architecture,
+        os=parsed.os,
+        parent=str(meta["parent"]),
+        comment=comment or (parsed.history[-1].comment if parsed.history else ""),
+        author=parsed.author,
+        container=str(meta["container"]),
+        size=size,
+    )

@@ -1,0 +1,174 @@
+"""Names of images: repository and tag to image id, in one record."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from pathlib import Path
+
+from dockpy.errors import Conflict, NoSuchImage, TornRecord, UsageError
+from dockpy.graph import Finding, Graph
+from dockpy.model import DEFAULT_TAG, Image
+from dockpy.records import Flusher, read_json, set_aside, write
+from dockpy.references import check_tag, parse, parse_repository
+
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class TagStore:
+    """`<root>/repositories.json`: {"repository": {"tag": "image id"}}. Thread-safe.
+
+    A change is in the file when the call returns, and on the disk soon after (`Flusher.flush` is
+    the barrier).
+    """
+
+    def __init__(self, root: Path, graph: Graph, flusher: Flusher) -> None:
+        """Load the names. A torn record is set aside and told in `findings`."""
+        self._path = root / "repositories.json"
+        self._graph = graph
+        self._flusher = flusher
+        self._lock = threading.RLock()
+        self._names: dict[str, dict[str, str]] = {}
+        self.findings: list[Finding] = []
+        try:
+            self.reload()
+        except TornRecord as torn:
+            aside = set_aside(self._path)
+            self.findings.append(Finding(self._path, str(torn), f"set aside as {aside.name}"))
+
+    # -- asking --------------------------------------------------------------------------------
+
+    def get(self, repository: str) -> dict[str, str]:
+        """Tag to image id; empty when there is no such repository. UsageError for a bad name."""
+        name = parse_repository(repository).repository
+        with self._lock:
+            return dict(self._names.get(name, {}))
+
+    def get_image(self, repository: str, tag: str = DEFAULT_TAG) -> Image:
+        """The image with that name. NoSuchImage, UsageError."""
+        image_id = self.get(repository).get(check_tag(tag))
+        if image_id is None:
+            raise NoSuchImage(f"{repository}:{tag}")
+        return self._graph.get(image_id)
+
+    def lookup_image(self, name: str) -> Image:
+        """By name (tag `latest` unless given), or by id, unique prefix or `sha256:` id.
+
+        A name wins over a prefix that looks the same. NoSuchImage, AmbiguousPrefix, and UsageError
+        for what can be neither.
+        """
+        try:
+            reference = parse(name)
+        except UsageError:
+            if _ID.fullmatch(name.removeprefix("sha256:")):
+                return self._graph.get(name)
+            raise
+        with self._lock:
+            tags = self._names.get(reference.repository, {})
+            image_id = tags.get(reference.tag or DEFAULT_TAG)
+        if reference.digest:
+            # The digests registries give to images come with registries; ours is the id's.
+            image = self._graph.get(reference.digest)
+            if reference.tag and image_id != image.id:
+                raise NoSuchImage(name)
+            return image
+        if image_id is not None:
+            return self._graph.get(image_id)
+        return self._graph.get(name)
+
+    def image_name(self, image_id: str) -> str:
+        """The first of the image's names as `repository:tag`, or its short id."""
+        names = self.by_id().get(image_id)
+        return names[0] if names else image_id[:12]
+
+    def by_id(self) -> dict[str, list[str]]:
+        """Image id to its names as `repository:tag`, sorted."""
+        found: dict[str, list[str]] = {}
+        with self._lock:
+            for repository, tags in self._names.items():
+                for tag, image_id in tags.items():
+                    found.setdefault(image_id, []).append(f"{repository}:{tag}")
+        for names in found.values():
+            names.sort()
+        return found
+
+    def repositories(self) -> dict[str, dict[str, str]]:
+        """Everything: repository to tag to image id."""
+        with self._lock:
+            return {repository: dict(tags) for repository, tags in self._names.items()}
+
+    # -- changing ------------------------------------------------------------------------------
+
+    def set(self, repository: str, tag: str, reference: str, force: bool = False) -> None:
+        """Give the image found by `reference` (name or id) a name; tag "" is `latest`.
+
+        Conflict when the name belongs to another image, unless `force` moves it.
+        """
+        name = parse_repository(repository).repository
+        tag = check_tag(tag or DEFAULT_TAG)
+        with self._lock:
+            image = self.lookup_image(reference)
+            owner = self._names.get(name, {}).get(tag)
+            if owner == image.id:
+                return
+            if owner is not None and not force:
+                raise Conflict(f"{name}:{tag} is image {owner[:12]} already; force moves the name")
+            before = self.repositories()
+            self._names.setdefault(name, {})[tag] = image.id
+            self._save_or(before)
+
+    def delete(self, repository: str, tag: str = "") -> list[str]:
+        """Take a name away, or with tag "" every name of the repository; gives what was removed.
+
+        The image stays. NoSuchImage when there is no such name.
+        """
+        name = parse_repository(repository).repository
+        with self._lock:
+            tags = self._names.get(name, {})
+            gone = [check_tag(tag)] if tag else sorted(tags)
+            if not gone or any(one not in tags for one in gone):
+                raise NoSuchImage(f"{name}:{tag}" if tag else name)
+            before = self.repositories()
+            for one in gone:
+                del tags[one]
+            if not tags:
+                del self._names[name]
+            self._save_or(before)
+        return [f"{name}:{one}" for one in gone]
+
+    def save(self) -> None:
+        """Write the record. KernelError leaves the old one in place."""
+        with self._lock:
+            data = json.dumps(self._names, sort_keys=True, indent=1).encode()
+            write(self._path, data, self._flusher)
+
+    def reload(self) -> None:
+        """Read the record again. TornRecord leaves the names as they were."""
+        with self._lock:
+            try:
+                values = read_json(self._path)
+            except FileNotFoundError:
+                values = {}
+            if not _is_record(values):
+                raise TornRecord(str(self._path), "not a record of repositories and tags")
+            self._names = values
+
+    def _save_or(self, before: dict[str, dict[str, str]]) -> None:
+        try:
+            self.save()
+        except BaseException:
+            self._names = before
+            raise
+
+
+def _is_record(values: object) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(repository, str)
+        and isinstance(tags, dict)
+        and all(
+            isinstance(tag, str) and isinstance(image_id, str) and _ID.fullmatch(image_id)
+            for tag, image_id in tags.items()
+        )
+        for repository, tags in values.items()
+    )
