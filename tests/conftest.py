@@ -1,0 +1,204 @@
+"""What all tests share: needs, tiny roots, and for kernel tests the count of what is left.
+
+Fixtures that run an engine: `engine` (in-process, per test). The ones that run the real command
+line are in end_to_end/.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import leftovers
+from needs import PROBES, Needs, busybox_path, debian_root_path, docker_profile_path, real_directory
+
+if TYPE_CHECKING:
+    from dockpy import Runtime
+
+APPLETS = (
+    *(
+        "sh",
+        "ash",
+        "cat",
+        "echo",
+        "true",
+        "false",
+        "sleep",
+        "ls",
+        "id",
+        "env",
+        "head",
+        "tail",
+        "wc",
+    ),
+    *("mount", "umount", "mkdir", "rmdir", "rm", "cp", "mv", "ln", "touch", "stat", "test", "["),
+    *("kill", "ps", "pwd", "hostname", "yes", "dd", "seq", "sort", "grep", "sed", "awk", "tr"),
+    *("tty", "stty", "mknod", "chmod", "chown", "readlink", "ip", "nc", "top", "vi", "date"),
+    *("sha256sum", "find", "xargs", "printf", "usleep", "sync", "df", "du", "tee", "trap", "nice"),
+    *("su", "setsid", "sha1sum", "tar", "cut", "uname", "ulimit", "printenv", "mkfifo", "md5sum"),
+)
+PASSWD = "root:x:0:0:root:/root:/bin/sh\nworker:x:1000:1000:a worker:/home/worker:/bin/sh\n"
+GROUP = "root:x:0:\nworker:x:1000:\ncrew:x:2000:worker\n"
+DIRECTORIES = ("bin", "dev", "etc", "home/worker", "proc", "root", "run", "sys", "tmp", "var/lib")
+
+
+# -- needs -------------------------------------------------------------------------------------
+
+NEEDS = pytest.StashKey[Needs]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[NEEDS] = Needs(PROBES, require_all=os.environ.get("DOCKPY_REQUIRE_ALL") == "1")
+
+
+def wanted(item: pytest.Item) -> list[str]:
+    """Every name an item's `needs` marks ask for; a hyphen is as good as an underscore."""
+    marks = item.iter_markers("needs")
+    return [str(name).replace("-", "_") for mark in marks for name in mark.args]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    needs = config.stash[NEEDS]
+    unknown = {
+        f"{item.nodeid}: no probe is called {name!r} (see tests/needs.py)"
+        for item in items
+        for name in wanted(item)
+        if name not in needs.known
+    }
+    if unknown:
+        raise pytest.UsageError("\n".join(sorted(unknown)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needs = item.config.stash[NEEDS]
+    for name in wanted(item):
+        missing = needs.missing(name)
+        if missing is None:
+            continue
+        if needs.require_all:
+            pytest.fail(f"DOCKPY_REQUIRE_ALL=1, but {name} is missing: {missing}", pytrace=False)
+        pytest.skip(f"needs {name}: {missing}")
+
+
+# -- what is left ------------------------------------------------------------------------------
+
+
+def counts_host() -> bool:
+    return os.environ.get("DOCKPY_COUNT_HOST") == "1"
+
+
+@pytest.fixture
+def leaves_nothing() -> Iterator[None]:
+    """Fails a test that leaves descriptors, children, mounts, cgroups ... behind."""
+    before = leftovers.around_test(host=counts_host())
+    yield
+    extra = leftovers.left(before)
+    assert not extra, "left behind: " + "; ".join(extra)
+
+
+@pytest.fixture(scope="module")
+def module_leaves_nothing() -> Iterator[None]:
+    """The same around a whole module and its shared fixtures."""
+    before = leftovers.around_module(host=counts_host())
+    yield
+    extra = leftovers.left(before)
+    assert not extra, "left behind by the module: " + "; ".join(extra)
+
+
+# -- roots and archives ------------------------------------------------------------------------
+
+
+def make_tiny_root(directory: Path) -> Path:
+    """A container root of one static busybox: about 2 MB, a shell and its applets."""
+    for name in DIRECTORIES:
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy(busybox_path(), directory / "bin/busybox")
+    for applet in APPLETS:
+        (directory / "bin" / applet).symlink_to("busybox")
+    (directory / "etc/passwd").write_text(PASSWD)
+    (directory / "etc/group").write_text(GROUP)
+    (directory / "tmp").chmod(0o1777)
+    os.chown(directory / "home/worker", 1000, 1000)
+    return directory
+
+
+def pack(root: Path, target: Path, *options: str) -> Path:
+    """A tar of `root` at `target`, owned by root."""
+    command = ["tar", "--numeric-owner", "-C", str(root), *options, "-cf", str(target), "."]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def real_tmp() -> Iterator[Path]:
+    """A directory on a file system that can hold an overlay's upper; removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="dockpy-tests-", dir=real_directory()) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(real_tmp: Path) -> Path:
+    """A busybox root in a directory. Read only by agreement: copy it to change it."""
+    return make_tiny_root(real_tmp / "tiny-root")
+
+
+@pytest.fixture(scope="session")
+def tiny_archive(real_tmp: Path, tiny_root: Path) -> Path:
+    """The busybox root as an uncompressed tar."""
+    return pack(tiny_root, real_tmp / "tiny.tar")
+
+
+@pytest.fixture(scope="session")
+def debian_root() -> Path:
+    """A Debian root directory made by debootstrap. Read only by agreement; needs debian_root."""
+    return debian_root_path()
+
+
+@pytest.fixture(scope="session")
+def docker_profile() -> Path:
+    """The published seccomp profile as JSON. Mark needs docker_profile."""
+    return docker_profile_path()
+
+
+# -- engines -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def short_run() -> Iterator[Callable[[], Path]]:
+    """Makes run directories: on a tmpfs, with paths short enough for a socket's 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="dockpy-test-", dir=_run_place()) as name:
+        numbers = itertools.count()
+        yield lambda: Path(name, str(next(numbers)))
+
+
+def _run_place() -> str:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+
+
+@pytest.fixture
+def engine(real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path) -> Iterator[Runtime]:
+    """An engine in this process on a root of its own, with the busybox root as image `base`.
+
+    Whatever runs at the end is killed and removed, and the engine closed.
+    """
+    from dockpy import Runtime
+
+    root = Path(tempfile.mkdtemp(prefix="engine-", dir=real_tmp))
+    try:
+        with Runtime(root, run=short_run()) as runtime:
+            with open(tiny_archive, "rb") as archive:
+                runtime.import_image(archive, "base")
+            yield runtime
+            for container in runtime.list():
+                runtime.destroy(container, force=True)
+    finally:
+        shutil.rmtree(root)

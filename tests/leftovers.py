@@ -1,0 +1,152 @@
+"""What a test may leave behind on the host, counted before and after it.
+
+A count is a multiset of lines that a person can understand; what is there after a test and was not
+before it is named in the failure. Ends of processes and of mounts take a moment, so the second
+count is repeated for a short while before it is believed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+GRACE = 8.0
+"""Seconds for the engine's background clean-up and the kernel's deferred one."""
+STEP = 0.05
+
+Count = Counter[str]
+
+
+def descriptors() -> Count:
+    """Open descriptors of this process by what they are; pytest's own come and go with names."""
+    found: Count = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the listing's own
+        found[f"descriptor of {re.sub(r'[0-9]+', 'N', target)}"] += 1
+    return found
+
+
+def children() -> Count:
+    """Children of every thread of this process, zombies included."""
+    found: Count = Counter()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            pids = Path(f"/proc/self/task/{task}/children").read_text().split()
+        except FileNotFoundError:
+            continue
+        for pid in pids:
+            try:
+                comm, state = _stat(pid)
+            except OSError:
+                continue
+            found[f"{'zombie' if state == 'Z' else 'child'} {pid} ({comm})"] += 1
+    return found
+
+
+def _stat(pid: str) -> tuple[str, str]:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    comm, _, rest = text.partition("(")[2].rpartition(")")
+    return comm, rest.split()[0]
+
+
+def threads() -> Count:
+    return Counter(f"thread {thread.name}" for thread in threading.enumerate())
+
+
+def mounts() -> Count:
+    """Mounts of the host's namespace by place and kind."""
+    found: Count = Counter()
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        found[f"mount of {after.split()[0]} on {before.split()[4]}"] += 1
+    return found
+
+
+def cgroups() -> Count:
+    """cgroup directories with dockpy in the path, in every hierarchy."""
+    found: Count = Counter()
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split()[0] not in ("cgroup", "cgroup2"):
+            continue
+        top = before.split()[4]
+        for directory, _, _ in os.walk(top):
+            if "dockpy" in directory[len(top) :]:
+                found[f"cgroup {directory}"] += 1
+    return found
+
+
+def links() -> Count:
+    return Counter(f"link {name}" for name in os.listdir("/sys/class/net"))
+
+
+def nft_tables() -> Count:
+    """nftables tables with dockpy in the name; none where nft cannot be asked."""
+    try:
+        listed = subprocess.run(
+            ["nft", "list", "tables"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return Counter()
+    return Counter(line for line in listed.stdout.splitlines() if "dockpy" in line)
+
+
+def run_entries() -> Count:
+    """Files below /run/dockpy and run directories of engines over other roots."""
+    return Counter(str(path) for top in Path("/run").glob("dockpy*") for path in (top, *walk(top)))
+
+
+def walk(top: Path) -> list[Path]:
+    return [Path(directory, name) for directory, _, names in os.walk(top) for name in names]
+
+
+OWN: Mapping[str, Callable[[], Count]] = {
+    "descriptors": descriptors,
+    "children": children,
+    "threads": threads,
+    "mounts": mounts,
+}
+"""What this process alone changes."""
+HOST: Mapping[str, Callable[[], Count]] = {
+    "cgroups": cgroups,
+    "links": links,
+    "run entries": run_entries,
+}
+"""What others change too: counted where nobody else runs dockpy (DOCKPY_COUNT_HOST=1)."""
+SLOW: Mapping[str, Callable[[], Count]] = {"nft tables": nft_tables}
+"""Of the host too, and a program must be started for it: counted around a whole module."""
+COUNTS = {**OWN, **HOST, **SLOW}
+
+
+def around_test(*, host: bool) -> dict[str, Count]:
+    """The counts to take before each test."""
+    return {name: count() for name, count in {**OWN, **(HOST if host else {})}.items()}
+
+
+def around_module(*, host: bool) -> dict[str, Count]:
+    """The counts to take before a module's first fixture: what its shared fixtures leave."""
+    return {name: count() for name, count in {**OWN, **(HOST | SLOW if host else {})}.items()}
+
+
+def left(before: Mapping[str, Count]) -> list[str]:
+    """What is there now and was not at `before`, once the grace is over; empty is good."""
+    deadline = time.monotonic() + GRACE
+    while True:
+        now = {name: COUNTS[name]() for name in before}
+        extra = [
+            f"{line}" + (f" ({count} times)" if count > 1 else "")
+            for name, counted in before.items()
+            for line, count in sorted((now[name] - counted).items())
+        ]
+        if not extra or time.monotonic() > deadline:
+            return extra
+        time.sleep(STEP)
