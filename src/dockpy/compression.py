@@ -152,14 +152,14 @@ class _Zstd:
         self._frames = ZstdFrames()
         self._tap = _Tap(source, self._frames.feed)
         self._reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
-            self._tap,
+            self._tap,  # type: ignore[arg-type]  # only read() is used
             read_size=_PIECE,
             read_across_frames=True,
         )
 
     def readinto(self, buffer: memoryview) -> int:
         try:
-            count: int = self._reader.readinto(buffer)  # type: ignore[arg-type]
+            count: int = self._reader.readinto(buffer)
         except (zstandard.ZstdError, MemoryError) as failure:
             self._tap.raise_failure()
             raise BadArchive(f"damaged zstd data: {failure}") from failure
