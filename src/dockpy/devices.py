@@ -253,10 +253,9 @@ def load(instructions: bytes) -> int:
 
 
 def attach(directory: int, program_fd: int) -> None:
-    """Make a program rule over devices in the v2 group, and only it of those attached there.
+    """Make a program rule over devices in the v2 group, beside those that stand there.
 
-    The new one is attached before old ones are detached: in between, both must allow.
-    Raises KernelError; then the earlier programs are as they were or the new one stands beside.
+    Raises KernelError: EINVAL for one that stands there already, E2BIG for the 65th.
     """
     err = _bpf.attach_device_program(directory, program_fd)
     if err:
@@ -264,7 +263,11 @@ def attach(directory: int, program_fd: int) -> None:
 
 
 def replace(directory: int, program_fd: int | None) -> None:
-    """Attach `program_fd` (None: nothing) and detach all that stood there before."""
+    """Attach `program_fd` (None: nothing) and detach all that stood there before.
+
+    The new one comes first: in between, both must allow, so never more is open than before or
+    after. A program that stands there already is refused (EINVAL): load an equal one anew.
+    """
     old = _bpf.device_programs(directory)
     if isinstance(old, int):
         raise KernelError("list device programs", old)

@@ -28,6 +28,7 @@ from dockpy.errors import KernelError, RequestError
 FREEZE_TIMEOUT = 10.0
 KILL_TIMEOUT = 10.0
 REMOVE_TIMEOUT = 10.0
+REPLACE_TIMEOUT = 1.0
 FIRST_SLEEP = 0.001
 LONGEST_SLEEP = 0.1
 
@@ -56,6 +57,8 @@ class Cgroup:
         self.name = name
         self._parent = parent
         self._branches = {branch.fd: branch for branch in branches}
+        with parent.lock:
+            self._owner = parent.owners.setdefault(name, object())
 
     def __repr__(self) -> str:
         return f"Cgroup({self.name!r})"
@@ -450,7 +453,8 @@ class Cgroup:
         """Remove the groups and all that the container made below them; fine when they are gone.
 
         Blocks while processes are dying, up to `timeout` seconds in all; then KernelError (EBUSY).
-        Kills nothing. Whatever could be removed is removed, and it can be called again.
+        Kills nothing. Whatever could be removed is removed, and it can be called again. Groups
+        that were made anew under this name by `CgroupTree.create` are left to their new owner.
         """
         deadline = time.monotonic() + timeout
         stuck: tuple[Branch, OSError] | None = None
@@ -460,6 +464,27 @@ class Cgroup:
                 stuck = branch, error
         if stuck is not None:
             raise self._refused("remove cgroup", stuck[1], stuck[0], self.name)
+        with self._parent.lock:
+            if self._owns():
+                del self._parent.owners[self.name]
+
+    def _owns(self) -> bool:
+        """Whether the groups of this name are still this object's; call with the lock held."""
+        return self._parent.owners.get(self.name) is self._owner
+
+    def _take_over(self) -> object:
+        """Make the name this object's own: earlier objects remove nothing from now on.
+
+        Returns the owner before, for `_give_back`.
+        """
+        with self._parent.lock:
+            before, self._owner = self._owner, object()
+            self._parent.owners[self.name] = self._owner
+        return before
+
+    def _give_back(self, before: object) -> None:
+        with self._parent.lock:
+            self._parent.owners[self.name] = before
 
     def _remove_branch(self, branch: Branch, deadline: float) -> OSError | None:
         sleep = FIRST_SLEEP
@@ -478,6 +503,10 @@ class Cgroup:
 
     def _rmdir(self, branch: Branch) -> OSError | None:
         """One try; the whole tree below first when the group alone does not go."""
+        with self._parent.lock:
+            return self._rmdir_tree(branch) if self._owns() else None
+
+    def _rmdir_tree(self, branch: Branch) -> OSError | None:
         try:
             os.rmdir(self.name, dir_fd=branch.fd)
             return None
@@ -532,6 +561,7 @@ def new_group(parent: Parent, name: str, limits: Limits) -> Cgroup:
     if device_branch is not None and (limits.devices or limits.privileged):
         wanted.append(device_branch)
     group = Cgroup(parent, name, wanted)
+    before = group._take_over()
     try:
         for branch in wanted:
             _make(group, branch)
@@ -541,8 +571,10 @@ def new_group(parent: Parent, name: str, limits: Limits) -> Cgroup:
         elif limits.devices and not limits.privileged:
             group._update_devices(limits)
     except BaseException:
-        with contextlib.suppress(KernelError):
+        try:
             group.remove(timeout=0)
+        except KernelError:  # a group in use stood in the way, and stays its owner's
+            group._give_back(before)
         raise
     return group
 
@@ -555,7 +587,7 @@ def _make(group: Cgroup, branch: Branch) -> None:
         except FileExistsError as error:
             if attempt:
                 raise group._refused("make cgroup", error, branch, group.name) from error
-            group.remove(timeout=1.0)  # left by an engine that was killed
+            group.remove(REPLACE_TIMEOUT)  # left by an engine that was killed
         except OSError as error:
             raise group._refused("make cgroup", error, branch, group.name) from error
 

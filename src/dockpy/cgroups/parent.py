@@ -54,7 +54,8 @@ class Parent:
     """All branches, and what was found out about the host while they were made.
 
     `v1` has one entry for each controller; co-mounted controllers share the Branch. `always` are
-    the branches in which every container has a group.
+    the branches in which every container has a group. `owners` says, by name, whose the groups
+    are: a late `remove` of a container's last run must not take the groups of its next one.
     """
 
     v1: Mapping[str, Branch]
@@ -63,10 +64,10 @@ class Parent:
     always: tuple[Branch, ...]
     can_kill: bool
     can_freeze: bool
-    has_default_devices: bool
     made: tuple[Path, ...]
     v2_top: Path | None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    owners: dict[str, object] = field(default_factory=dict)
     cpuset_enabled: bool = False
     default_program: int = -1
 
@@ -120,14 +121,20 @@ def make_parent(hierarchies: Hierarchies, name: str) -> Parent:
         )
     with contextlib.ExitStack() as undo:
         made: list[Path] = []
-        v1 = _make_v1(hierarchies, name, made, undo)
-        v2, missing, can_kill, can_freeze = None, {}, False, False
+        v2: Branch | None = None
+        missing: dict[str, str] = {}
+        can_kill = can_freeze = False
         if hierarchies.v2 is not None:
             v2 = _make_branch(hierarchies.v2, name, frozenset(), made, undo)
             wanted = {"memory", "cpu", "pids", "io"} & hierarchies.v2_controllers
-            missing = enable(hierarchies.v2, v2.directory, sorted(wanted - set(v1)))
+            on_v1 = {key for key in CONTROLLERS if V1_NAMES.get(key, key) in hierarchies.v1}
+            missing = enable(hierarchies.v2, v2.directory, sorted(wanted - on_v1))
             can_kill = files.exists(v2.fd, "cgroup.kill")
             can_freeze = files.exists(v2.fd, "cgroup.freeze")
+        used = {"memory", "cpu", "pids", "blkio", "cpuset", "devices"}
+        used |= set() if v2 is not None else {"cpuacct"}
+        used |= set() if can_freeze else {"freezer"}
+        v1 = _make_v1(hierarchies, used, name, made, undo)
         versions = _versions(hierarchies, frozenset(missing))
         parent = Parent(
             v1=v1,
@@ -136,7 +143,6 @@ def make_parent(hierarchies: Hierarchies, name: str) -> Parent:
             always=_always(v1, v2, can_freeze=can_freeze),
             can_kill=can_kill,
             can_freeze=can_freeze,
-            has_default_devices="devices" in v1 or v2 is not None,
             made=tuple(made),
             v2_top=hierarchies.v2,
             cpuset_enabled=versions.get("cpuset") == 1,
@@ -201,14 +207,16 @@ def _evacuate(level: Path) -> bool:
 
 
 def _make_v1(
-    hierarchies: Hierarchies, name: str, made: list[Path], undo: contextlib.ExitStack
+    hierarchies: Hierarchies,
+    used: set[str],
+    name: str,
+    made: list[Path],
+    undo: contextlib.ExitStack,
 ) -> dict[str, Branch]:
     v1: dict[str, Branch] = {}
     for directory in sorted(set(hierarchies.v1.values())):
         names = frozenset(key for key, value in hierarchies.v1.items() if value == directory)
-        if names.isdisjoint(
-            {"memory", "cpu", "cpuacct", "pids", "blkio", "cpuset", "devices", "freezer"}
-        ):
+        if names.isdisjoint(used):
             continue
         branch = _make_branch(directory, name, names, made, undo)
         v1.update(dict.fromkeys(names, branch))
@@ -305,7 +313,6 @@ def _always(v1: Mapping[str, Branch], v2: Branch | None, *, can_freeze: bool) ->
 def _share_default_devices(parent: Parent, undo: contextlib.ExitStack) -> None:
     branch = parent.v1.get("devices") or parent.v2
     if branch is None:
-        parent.has_default_devices = False
         return
     path = branch.directory / SHARED
     try:

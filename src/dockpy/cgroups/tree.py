@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import threading
+from pathlib import Path
 
 from dockpy.cgroups import files
 from dockpy.cgroups.group import Cgroup, new_group
@@ -81,9 +82,8 @@ class CgroupTree:
         """Containers with a group in any hierarchy, sorted; half-made ones are listed too."""
         found: set[str] = set()
         for branch in self._ready().branches():
-            with os.scandir(branch.directory) as entries:
-                found.update(entry.name for entry in entries if entry.is_dir())
-        return sorted(name for name in found if NAME.fullmatch(name))
+            found.update(_children(branch.directory))
+        return sorted(found)
 
     def close(self) -> None:
         """Remove the parent groups if no container is in them, and close their descriptors.
@@ -95,8 +95,10 @@ class CgroupTree:
         if parent is None:
             return
         try:
-            for branch in parent.branches():
-                _remove_if_empty(parent, branch.directory)
+            directories = [branch.directory for branch in parent.branches()]
+            if not any(map(_children, directories)):
+                for directory in directories:
+                    _remove(directory, parent.made)
         finally:
             parent.close()
 
@@ -109,17 +111,22 @@ class CgroupTree:
         return parent
 
 
-def _remove_if_empty(parent: Parent, directory: os.PathLike[str]) -> None:
-    with contextlib.suppress(OSError):
+def _children(directory: Path) -> set[str]:
+    """Names of the containers' groups in one hierarchy; none when the parent itself is gone."""
+    try:
         with os.scandir(directory) as entries:
-            if any(entry.is_dir() and entry.name != SHARED for entry in entries):
-                return
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(os.path.join(directory, SHARED))
-        os.rmdir(directory)
-        for made in reversed(parent.made):
-            if made in getattr(directory, "parents", ()):
-                os.rmdir(made)
+            found = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+    except FileNotFoundError:
+        return set()
+    return {name for name in found if NAME.fullmatch(name)}
+
+
+def _remove(directory: Path, made: tuple[Path, ...]) -> None:
+    """Remove an empty parent group, and those above it that were made for it."""
+    for path in (directory / SHARED, directory, *reversed(made)):
+        if directory in {path, path.parent} or path in directory.parents:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _checked(name: str) -> str:
