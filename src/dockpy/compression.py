@@ -140,7 +140,7 @@ class _Gzip:
     def readinto(self, buffer: memoryview) -> int:
         try:
             count: int = self._file.readinto(buffer)
-        except (OSError, EOFError, _ISAL_ERROR, ValueError) as failure:
+        except (OSError, EOFError, _ISAL_ERROR, ValueError, OverflowError, MemoryError) as failure:
             self._tap.raise_failure()
             raise BadArchive(f"damaged gzip data: {failure}") from failure
         self._silent = 0

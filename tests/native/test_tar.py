@@ -16,7 +16,7 @@ from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker, open_below, re
 from reference.tarblocks import END, file, header, long_name, octal, padded, pax, seal
 from reference.untar import Refused, Snapshot, snapshot, untar
 
-ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="owners and devices need root")
+ROOT_ONLY = pytest.mark.needs("root")
 
 
 def unpack(
@@ -114,8 +114,7 @@ def reference(data: bytes, directory: Path) -> Snapshot | None:
     return snapshot(str(directory), times=False)
 
 
-@ROOT_ONLY
-@pytest.mark.needs("mknod")
+@pytest.mark.needs("root", "mknod")
 @pytest.mark.parametrize("seed", range(60))
 def test_random_archives_unpack_as_the_reference_does(seed: int, tmp_path: Path) -> None:
     data = random_archive(seed)
@@ -130,8 +129,7 @@ def test_random_archives_unpack_as_the_reference_does(seed: int, tmp_path: Path)
             assert snapshot(str(directory), times=False) == expected
 
 
-@ROOT_ONLY
-@pytest.mark.needs("mknod")
+@pytest.mark.needs("root", "mknod")
 @pytest.mark.parametrize("chunk", [1, 7, 511, 512, 513, 10_000])
 def test_how_the_stream_is_cut_changes_nothing(chunk: int, tmp_path: Path) -> None:
     data = random_archive(
@@ -212,6 +210,7 @@ def whole_seconds(tree: Snapshot) -> Snapshot:
     }
 
 
+@ROOT_ONLY
 def test_ids_and_times_beyond_octal_are_kept(tmp_path: Path) -> None:
     data = b"".join(
         [
@@ -223,8 +222,6 @@ def test_ids_and_times_beyond_octal_are_kept(tmp_path: Path) -> None:
             END,
         ]
     )
-    if os.geteuid():
-        pytest.skip("owners need root")
     assert unpack(data, tmp_path / "t").problem == 0
     new, old, fraction, named = (
         os.stat(tmp_path / "t" / n) for n in ("new", "old", "fraction", "pax")
@@ -398,8 +395,7 @@ def damaged(dice: random.Random, data: bytes) -> bytes:
     return bytes(raw)
 
 
-@ROOT_ONLY
-@pytest.mark.needs("mknod")
+@pytest.mark.needs("root", "mknod")
 def test_damaged_archives_never_reach_outside_nor_break_the_process(tmp_path: Path) -> None:
     count = int(os.environ.get("DOCKPY_FUZZ", "1500"))
     outside = tmp_path / "outside"
