@@ -15,6 +15,7 @@ import signal
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,6 +105,8 @@ def start(group: Cgroup, program: Callable[[], object]) -> int:
             code = int(program() or 0)  # type: ignore[call-overload]
         except OSError as error:
             code = error.errno or 98
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(code)
     join.close()
@@ -573,9 +576,14 @@ def test_at_the_root_of_a_cgroup_namespace_processes_step_aside_for_controllers(
     def inside() -> int:
         libc = ctypes.CDLL(None, use_errno=True)
         new_cgroup, new_mounts, private = 0x02000000, 0x00020000, 1 << 18 | 1 << 14
-        assert libc.unshare(new_cgroup | new_mounts) == 0
-        assert libc.mount(None, b"/", None, private, None) == 0
-        assert libc.mount(b"cgroup2", b"/sys/fs/cgroup", b"cgroup2", 0, None) == 0
+
+        def refused() -> str:
+            return os.strerror(ctypes.get_errno())
+
+        assert libc.unshare(new_cgroup | new_mounts) == 0, refused()
+        assert libc.mount(None, b"/", None, private, None) == 0, refused()
+        assert libc.umount2(b"/sys/fs/cgroup", 2) == 0, refused()
+        assert libc.mount(b"cgroup2", b"/sys/fs/cgroup", b"cgroup2", 0, None) == 0, refused()
         tree = CgroupTree(Hierarchies.detect(), "dockpy")
         inner = tree.create("inner", Limits(memory=64 * MIB, pids=9))
         stats = inner.stats()
@@ -583,6 +591,8 @@ def test_at_the_root_of_a_cgroup_namespace_processes_step_aside_for_controllers(
         tree.close()
         return 0 if (stats.memory_limit, stats.pids_limit) == (64 * MIB, 9) else 1
 
-    assert exit_status(start(group, inside)) == 0
-    group.remove()
-    outer.close()
+    try:
+        assert exit_status(start(group, inside)) == 0
+    finally:
+        group.remove()
+        outer.close()

@@ -167,35 +167,43 @@ def enable(top: Path, parent: Path, wanted: Iterable[str]) -> dict[str, str]:
         for controller in wanted:
             if controller in enabled or controller in failed:
                 continue
-            why = _enable_one(level, controller)
+            why = _why_occupied(level) or _enable_one(level, controller)
             if why:
                 failed[controller] = why
     return failed
 
 
+def _why_occupied(level: Path) -> str:
+    """Reason why no controller may be enabled below the group, or "" when nothing is in the way.
+
+    Asked before writing: with processes in it the kernel refuses memory and io, but takes cpu and
+    pids and makes the group a threaded domain, below which no container can live.
+    """
+    if not (level / "cgroup.type").exists():  # the real root may have processes
+        return ""
+    for _ in range(EVACUATION_ROUNDS):
+        processes = (level / "cgroup.procs").read_text().split()
+        if not processes:
+            return ""
+        if str(os.getpid()) not in processes or not _evacuate(level, processes):
+            break
+    return f"processes live in {level} itself; move them into a group below it"
+
+
 def _enable_one(level: Path, controller: str) -> str:
     """Reason of failure, or ""."""
-    for attempt in range(EVACUATION_ROUNDS):
-        try:
-            (level / "cgroup.subtree_control").write_text(f"+{controller}")
-            return ""
-        except OSError as error:
-            if error.errno == errno.EBUSY and attempt < EVACUATION_ROUNDS - 1 and _evacuate(level):
-                continue
-            if error.errno == errno.EBUSY:
-                return f"processes live in {level} itself; move them into a group below it"
-            if error.errno in {errno.ENOENT, errno.EINVAL}:
-                return f"it is not delegated to {level}; with systemd: Delegate=yes for this unit"
-            return f"{level}/cgroup.subtree_control: {error.strerror}"
-    return f"processes live in {level} itself"
-
-
-def _evacuate(level: Path) -> bool:
-    """Move all processes of the group to its leaf `init`, if our own process is one of them."""
     try:
-        processes = (level / "cgroup.procs").read_text().split()
-        if str(os.getpid()) not in processes:
-            return False
+        (level / "cgroup.subtree_control").write_text(f"+{controller}")
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.EINVAL}:
+            return f"it is not delegated to {level}; with systemd: Delegate=yes for this unit"
+        return f"{level}/cgroup.subtree_control: {error.strerror}"
+    return ""
+
+
+def _evacuate(level: Path, processes: Iterable[str]) -> bool:
+    """Move the processes of a group, ours among them, to its leaf `init`."""
+    try:
         leaf = level / "init"
         leaf.mkdir(exist_ok=True)
         for pid in processes:
