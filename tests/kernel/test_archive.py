@@ -438,8 +438,16 @@ def test_every_compression_is_detected_and_gives_the_same_diff_id(name: str, sce
     )
 
 
-@pytest.mark.parametrize("name", [name for name in PACKERS if name != "plain"])
-@pytest.mark.parametrize("harm", ["cut", "cut at the end", "flipped"])
+# Without a checksum zstd cannot tell; diff ids can.
+HARMS = [
+    (name, harm)
+    for name in PACKERS
+    for harm in ("cut", "cut at the end", "flipped")
+    if name != "plain" and (name, harm) != ("zstd", "flipped")
+]
+
+
+@pytest.mark.parametrize(("name", "harm"), HARMS)
 def test_damaged_compressed_data_is_refused(name: str, harm: str, scene: Scene) -> None:
     packed = PACKERS[name][0](sample())
     if harm == "cut":
@@ -453,8 +461,6 @@ def test_damaged_compressed_data_is_refused(name: str, harm: str, scene: Scene) 
             + bytes(b ^ 0x5A for b in packed[middle : middle + 50])
             + packed[middle + 50 :]
         )
-    if harm == "flipped" and name == "zstd":
-        pytest.skip("without a checksum zstd cannot tell; diff ids can")
     with pytest.raises(BadArchive):
         scene.extract(packed)
     assert not scene.target.exists()

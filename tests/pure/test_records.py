@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from dockpy import records
+from dockpy.errors import KernelError, TornRecord
+from dockpy.records import Flusher, Trash, read_json, set_aside, write
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def test_a_record_is_replaced_and_nothing_temporary_stays(tmp_path: Path) -> None:
+    write(tmp_path / "r", b"1")
+    write(tmp_path / "r", b'{"a": 2}')
+    assert read_json(tmp_path / "r") == {"a": 2}
+    assert names(tmp_path) == ["r"]
+    assert (tmp_path / "r").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "kept").touch()
+    with pytest.raises(KernelError) as caught:
+        write(tmp_path / "r", b"1")
+    assert caught.value.errno == errno.EISDIR
+    assert names(tmp_path) == ["r"]
+    with pytest.raises(KernelError) as caught:
+        write(tmp_path / "none" / "r", b"1")
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b'{"a": ', b"\xff\xfe", b"[" * 100_000])
+def test_a_torn_record_is_named(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_bytes(data)
+    with pytest.raises(TornRecord) as caught:
+        read_json(tmp_path / "r.json")
+    assert caught.value.path == str(tmp_path / "r.json")
+
+
+def test_a_missing_record_is_not_a_torn_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none")
+
+
+def test_setting_aside_never_overwrites(tmp_path: Path) -> None:
+    found = set()
+    for number in range(3):
+        (tmp_path / "r").write_text(str(number))
+        found.add(set_aside(tmp_path / "r"))
+    assert len(found) == 3
+    assert all(path.name.startswith("r.torn-") for path in found)
+    assert sorted(path.read_text() for path in found) == ["0", "1", "2"]
+
+
+class Disk:
+    """Stands in for the disk: notes what is flushed, fails or waits on demand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: list[str] = []
+        self.systems: list[str] = []
+        self.fail = False
+        self.go = threading.Event()
+        self.go.set()
+        monkeypatch.setattr(records.os, "fdatasync", lambda fd: self._note(self.files, fd))
+        monkeypatch.setattr(records, "_syncfs", lambda fd: self._note(self.systems, fd))
+
+    def _note(self, where: list[str], fd: int) -> None:
+        assert self.go.wait(10)
+        where.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        if self.fail:
+            raise OSError(errno.EIO, "disk")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def test_a_flusher_without_work_has_no_thread(tmp_path: Path) -> None:
+    before = threading.active_count()
+    flusher = Flusher()
+    trash = Trash(tmp_path)
+    flusher.flush()
+    assert threading.active_count() == before
+    flusher.close()
+    trash.close()
+    assert names(tmp_path) == []
+
+
+def test_the_barrier_returns_when_records_are_on_the_disk(tmp_path: Path, disk: Disk) -> None:
+    flusher = Flusher(delay=3600)
+    write(tmp_path / "a", b"1", flusher)
+    write(tmp_path / "b", b"1", flusher)
+    flusher.flush()
+    assert sorted(disk.files) == ["a", "b"]
+    flusher.flush()
+    assert len(disk.files) == 2
+    flusher.close()
+
+
+def test_records_reach_the_disk_without_a_barrier(tmp_path: Path, disk: Disk) -> None:
+    flusher = Flusher(delay=0.001)
+    noted = threading.Event()
+    disk.files = _Watched(noted)
+    write(tmp_path / "a", b"1", flusher)
+    assert noted.wait(10)
+    flusher.close()
+
+
+class _Watched(list[str]):
+    def __init__(self, noted: threading.Event) -> None:
+        super().__init__()
+        self._noted = noted
+
+    def append(self, item: str) -> None:
+        super().append(item)
+        self._noted.set()
+
+
+def test_many_records_are_flushed_with_one_call(tmp_path: Path, disk: Disk) -> None:
+    flusher = Flusher(delay=3600)
+    for number in range(50):
+        write(tmp_path / str(number), b"1", flusher)
+    flusher.flush()
+    assert disk.files == []
+    assert len(disk.systems) == 1
+    flusher.close()
+
+
+def test_the_barrier_also_waits_for_trees_and_for_a_group_at_work(
+    tmp_path: Path, disk: Disk
+) -> None:
+    flusher = Flusher(delay=0)
+    disk.go.clear()
+    write(tmp_path / "a", b"1", flusher)
+    while flusher._paths:  # until the thread has taken the group
+        threading.Event().wait(0.001)
+    done = threading.Event()
+    waiter = threading.Thread(target=lambda: (flusher.flush(), done.set()))
+    waiter.start()
+    assert not done.wait(0.05)
+    disk.go.set()
+    assert done.wait(10)
+    waiter.join()
+    flusher.flush(tmp_path)
+    assert disk.systems == [tmp_path.name]
+    flusher.close()
+
+
+def test_closing_flushes_what_is_left(tmp_path: Path, disk: Disk) -> None:
+    flusher = Flusher(delay=3600)
+    write(tmp_path / "a", b"1", flusher)
+    flusher.close()
+    assert disk.files == ["a"]
+    flusher.close()
+    write(tmp_path / "b", b"1", flusher)  # works again
+    flusher.close()
+    assert disk.files == ["a", "b"]
+
+
+def test_a_failing_disk_is_told_to_every_waiter_and_only_once(tmp_path: Path, disk: Disk) -> None:
+    flusher = Flusher(delay=3600)
+    disk.fail = True
+    write(tmp_path / "a", b"1", flusher)
+    with pytest.raises(KernelError) as caught:
+        flusher.flush()
+    assert (caught.value.step, caught.value.errno) == ("flush record", errno.EIO)
+    disk.fail = False
+    flusher.flush()
+    flusher.close()
+
+
+def test_a_failure_nobody_waited_for_is_told_at_the_next_barrier(
+    tmp_path: Path, disk: Disk
+) -> None:
+    flusher = Flusher(delay=0)
+    disk.fail = True
+    write(tmp_path / "a", b"1", flusher)
+    while flusher._unreported is None:
+        threading.Event().wait(0.001)
+    with pytest.raises(KernelError):
+        flusher.flush()
+    flusher.close()
+
+
+def test_a_record_removed_before_the_flush_is_no_failure(tmp_path: Path) -> None:
+    flusher = Flusher(delay=3600)
+    write(tmp_path / "a", b"1", flusher)
+    os.unlink(tmp_path / "a")
+    flusher.flush()
+    flusher.close()
+    assert names(tmp_path) == []
+
+
+def test_a_real_disk_takes_records_and_trees(tmp_path: Path) -> None:
+    flusher = Flusher(delay=3600)
+    write(tmp_path / "a", b"1", flusher)
+    flusher.flush(tmp_path)
+    flusher.close()
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_what_is_discarded_is_gone_at_once_and_deleted_later(tmp_path: Path) -> None:
+    trash = Trash(tmp_path)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "kept").touch()
+    for number in range(3):
+        (tmp_path / "tree" / "sub").mkdir(parents=True)
+        (tmp_path / "tree" / "sub" / "file").touch()
+        (tmp_path / "tree" / "link").symlink_to(tmp_path / "outside")
+        trash.discard(tmp_path / "tree")
+        assert not (tmp_path / "tree").exists(), number
+    (tmp_path / "file").touch()
+    trash.discard(tmp_path / "file")
+    trash.discard(tmp_path / "never-was")
+    assert trash.wait(10)
+    trash.close()
+    assert names(tmp_path / "trash") == []
+    assert names(tmp_path / "outside") == ["kept"]
+    assert trash.failures == []
+
+
+def test_what_an_earlier_run_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "trash" / "old" / "deep").mkdir(parents=True)
+    trash = Trash(tmp_path)
+    assert trash.sweep() == 1
+    assert trash.wait(10)
+    assert trash.sweep() == 0
+    trash.close()
+    assert names(tmp_path / "trash") == []
+
+
+def test_a_failing_deletion_is_kept_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "remove_tree", lambda fd, name: errno.EBUSY)
+    trash = Trash(tmp_path)
+    (tmp_path / "tree").mkdir()
+    trash.discard(tmp_path / "tree")
+    assert trash.wait(10)
+    trash.close()
+    assert [failure.errno for failure in trash.failures] == [errno.EBUSY]
+    monkeypatch.undo()
+    again = Trash(tmp_path)
+    assert again.sweep() == 1
+    assert again.wait(10)
+    again.close()
+    assert names(tmp_path / "trash") == []
+
+
+def test_closing_the_trash_ends_its_thread_and_it_can_be_used_again(tmp_path: Path) -> None:
+    before = threading.active_count()
+    trash = Trash(tmp_path)
+    (tmp_path / "a").touch()
+    trash.discard(tmp_path / "a")
+    trash.close()
+    assert threading.active_count() == before
+    (tmp_path / "b").touch()
+    trash.discard(tmp_path / "b")
+    assert trash.wait(10)
+    trash.close()
