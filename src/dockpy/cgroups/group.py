@@ -31,6 +31,8 @@ REMOVE_TIMEOUT = 10.0
 REPLACE_TIMEOUT = 1.0
 FIRST_SLEEP = 0.001
 LONGEST_SLEEP = 0.1
+RECIPES = 256
+"""Different limits to remember; most hosts have a handful."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,32 +543,55 @@ class Cgroup:
         return KernelError(step, error.errno or 0, str(branch.directory / path))
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that is decided about new groups with certain limits."""
+
+    branches: tuple[Branch, ...]
+    order: tuple[Setting, ...]
+    needs_cpuset: bool
+
+
+def recipe(parent: Parent, limits: Limits) -> Recipe:
+    """Decide once for each kind of limits. Raises RequestError for limits that cannot be."""
+    known = parent.recipes.get(limits)
+    if isinstance(known, Recipe):
+        return known
+    check(limits, parent.host)
+    order = settings(limits, parent.host)
+    branches = list(parent.always)
+    for setting in order:
+        branch = parent.branch(setting.controller)
+        if branch is not None and branch not in branches:
+            branches.append(branch)
+    device_branch = parent.v1.get("devices")
+    if device_branch is not None and (limits.devices or limits.privileged):
+        branches.append(device_branch)
+    cpuset = any(each.controller == "cpuset" and each.version == 2 for each in order)
+    made = Recipe(tuple(branches), tuple(order), cpuset)
+    with parent.lock:
+        if len(parent.recipes) >= RECIPES:
+            parent.recipes.clear()
+        parent.recipes[limits] = made
+    return made
+
+
 def new_group(parent: Parent, name: str, limits: Limits) -> Cgroup:
     """Make the groups of a new container and write its limits.
 
-    Raises what `check` and `settings` raise before anything is made; on any later failure all
-    that was made is removed again.
+    Raises RequestError for limits that cannot be before anything is made; on any later failure
+    all that was made is removed again.
     """
-    host = parent.host
-    check(limits, host)
-    order = settings(limits, host)
-    if any(each.controller == "cpuset" and each.version == 2 for each in order):
+    made = recipe(parent, limits)
+    if made.needs_cpuset:
         parent.enable_cpuset()
-    wanted = list(parent.always)
-    for setting in order:
-        branch = parent.branch(setting.controller)
-        if branch is not None and branch not in wanted:
-            wanted.append(branch)
-    device_branch = parent.v1.get("devices")
-    if device_branch is not None and (limits.devices or limits.privileged):
-        wanted.append(device_branch)
-    group = Cgroup(parent, name, wanted)
+    group = Cgroup(parent, name, made.branches)
     before = group._take_over()
     try:
-        for branch in wanted:
+        for branch in made.branches:
             _make(group, branch)
-        group._write(order)
-        if parent.needs_device_program():
+        group._write(made.order)
+        if parent.default_program >= 0:
             _attach_program(group, parent, limits)
         elif limits.devices and not limits.privileged:
             group._update_devices(limits)

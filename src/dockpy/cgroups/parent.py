@@ -30,7 +30,7 @@ from pathlib import Path
 from dockpy import devices
 from dockpy.cgroups import files
 from dockpy.cgroups.hierarchies import Hierarchies
-from dockpy.cgroups.limits import Host, parse_cpu_list
+from dockpy.cgroups.limits import Host, Limits, parse_cpu_list
 from dockpy.errors import KernelError, RequestError
 
 CONTROLLERS = ("memory", "cpu", "pids", "io", "cpuset")
@@ -68,6 +68,7 @@ class Parent:
     v2_top: Path | None
     lock: threading.Lock = field(default_factory=threading.Lock)
     owners: dict[str, object] = field(default_factory=dict)
+    recipes: dict[Limits, object] = field(default_factory=dict)
     cpuset_enabled: bool = False
     default_program: int = -1
 
