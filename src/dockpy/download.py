@@ -51,9 +51,10 @@ def open_url(url: str, *, timeout: float = TIMEOUT) -> BinaryIO:
         response = opener.open(url, timeout=timeout)
     except urllib.error.HTTPError as refusal:
         refusal.close()
-        raise RequestError(
-            f"{url}: the server answers {refusal.code} {refusal.reason}"
-        ) from refusal
+        reason = " ".join(str(refusal.reason).split())
+        if refusal.code in (301, 302, 303, 307, 308):
+            reason = "it redirects in circles, or to what is not http or https"
+        raise RequestError(f"{url}: the server answers {refusal.code}: {reason}") from refusal
     except urllib.error.URLError as refusal:
         raise RequestError(f"{url}: {refusal.reason}") from refusal
     except (OSError, http.client.HTTPException, ValueError) as refusal:

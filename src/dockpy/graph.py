@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,13 +50,17 @@ _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """An unpacked layer in its place. `size`: bytes of file data."""
+    """An unpacked layer in its place. `size`: bytes of file data.
+
+    `kept`: placed for an image to come, and not removed before `create`, `register` or `release`.
+    """
 
     chain_id: str
     diff_id: str
     parent: str
     size: int
     entries: int
+    kept: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +106,7 @@ class Graph:
             if not _ID.fullmatch(name):
                 continue
             try:
-                self._add(_load(self._images_directory / name))
+                self._add(_load(f"{self._images_directory}/{name}"))
             except StoreError as torn:
                 self._torn[self._images_directory / name] = torn
 
@@ -169,7 +173,7 @@ class Graph:
 
     def configuration(self, image: Image) -> bytes:
         """The OCI configuration, byte for byte. Raises TornRecord when it is not the image's."""
-        return _configuration(self._images_directory / image.id)
+        return _configuration(str(self._images_directory / image.id))
 
     def lower_directories(self, image: Image) -> list[Path]:
         """The image's unpacked layers, top-most first. StoreError names a missing one."""
@@ -220,7 +224,8 @@ class Graph:
     def place_layer(self, staged: StagedLayer, parent: str = "") -> Layer:
         """Put a staged layer on the stack with chain id `parent`; waits for the disk.
 
-        It is kept for an image to come until `register` uses it or `release` gives it up.
+        It is kept for an image to come until `create` or `register` uses it or `release` gives
+        it up.
         """
         layer = Layer(
             chain_id=chain_id(parent, staged.diff_id),
@@ -228,6 +233,7 @@ class Graph:
             parent=parent,
             size=staged.size,
             entries=staged.entries,
+            kept=True,
         )
         place = self._layers_directory / layer.chain_id
         try:
@@ -270,7 +276,7 @@ class Graph:
         """Give up layers that were placed for an image that did not come to be."""
         with self._lock:
             for layer in reversed(layers):
-                self._pins[layer.chain_id] -= 1
+                self._pins[layer.chain_id] -= layer.kept
                 self._drop(layer.chain_id)
 
     def create(
@@ -303,46 +309,76 @@ class Graph:
             history=tuple(entries),
         )
         return self.register(
-            image_config.dump(document), parent=parent, comment=comment, container=container
+            image_config.dump(document),
+            placed=layers,
+            parent=parent,
+            comment=comment,
+            container=container,
         )
 
     def register(
-        self, document: bytes, *, parent: str = "", comment: str = "", container: str = ""
+        self,
+        document: bytes,
+        *,
+        placed: Sequence[Layer] = (),
+        parent: str = "",
+        comment: str = "",
+        container: str = "",
     ) -> Image:
         """Take in an image by its OCI configuration, byte for byte; its layers are in place.
 
-        Unpins the layers. An image that is here already is given as it is. Blocks until it is on
-        the disk. Raises BadArchive for a bad configuration, RequestError for a missing layer.
+        `placed`: the layers that were kept for it. An image that is here already is given as it
+        is. Blocks until it is on the disk. On failure the layers stay kept; the caller releases
+        them. Raises BadArchive for a bad configuration, RequestError for a missing layer.
         """
         parsed = image_config.parse(document)
         image_id = hashlib.sha256(document).hexdigest()
         chain = chain_ids(parsed.diff_ids)
-        size = 0
-        for one in chain:
-            layer = self.layer(one)
-            if layer is None:
-                raise RequestError(f"layer {one[:12]} of image {image_id[:12]} is not here")
-            size += layer.size
-        meta = {"parent": parent, "comment": comment, "container": container, "size": size}
-        image = _image(image_id, parsed, meta)
-        place = self._images_directory / image_id
+        if not comment and parsed.history:
+            comment = parsed.history[-1].comment
+        with self._keeping(chain):
+            size = 0
+            for one in chain:
+                layer = self.layer(one)
+                if layer is None:
+                    raise RequestError(f"layer {one[:12]} of image {image_id[:12]} is not here")
+                size += layer.size
+            meta = {"parent": parent, "comment": comment, "container": container, "size": size}
+            image = self._store(_image(image_id, parsed, meta), document, meta)
+            with self._lock:
+                self._pins.subtract(layer.chain_id for layer in placed if layer.kept)
+        self._flusher.wrote(self._images_directory / image_id)
+        self._flusher.flush()
+        return image
+
+    def _store(self, image: Image, document: bytes, meta: dict[str, object]) -> Image:
+        place = self._images_directory / image.id
         with self._temporary(self._images_directory) as directory:
             write(directory / "json", document, self._flusher)
             write(directory / "meta.json", _json(meta), self._flusher)
             self._flusher.flush()
             with self._lock:
-                for one in chain:
-                    self._pins[one] -= 1 if self._pins[one] else 0
-                if image_id in self._images:
+                if image.id in self._images:
                     self._trash.discard(directory)
-                    return self._images[image_id]
+                    return self._images[image.id]
                 if place.exists():
                     set_aside(place)  # torn: `_load` refused it
                 os.rename(directory, place)
                 self._add(image)
-        self._flusher.wrote(place)
-        self._flusher.flush()
         return image
+
+    @contextlib.contextmanager
+    def _keeping(self, chain: Sequence[str]) -> Iterator[None]:
+        """Nobody's removal takes these layers away meanwhile."""
+        with self._lock:
+            self._pins.update(chain)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pins.subtract(chain)
+                for one in reversed(chain):
+                    self._drop(one)
 
     def import_archive(self, source: BinaryIO | int, *, config: Config, comment: str = "") -> Image:
         """Make an image of one layer from an archive of a root directory, compressed or not.
@@ -447,35 +483,38 @@ def _json(values: object) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode()
 
 
-def _configuration(directory: Path) -> bytes:
-    path = directory / "json"
+def _configuration(directory: str) -> bytes:
+    path = f"{directory}/json"
     try:
-        data = path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
     except OSError as refusal:
-        raise TornRecord(str(path), refusal.strerror or "cannot be read") from refusal
-    if hashlib.sha256(data).hexdigest() != directory.name:
-        raise TornRecord(str(path), "its content does not match the image's id")
+        raise TornRecord(path, refusal.strerror or "cannot be read") from refusal
+    if hashlib.sha256(data).hexdigest() != os.path.basename(directory):
+        raise TornRecord(path, "its content does not match the image's id")
     return data
 
 
-def _load(directory: Path) -> Image:
-    """Read an image back. TornRecord names the file at fault."""
-    path = directory / "json"
+def _load(directory: str) -> Image:
+    """Read an image back. TornRecord names the file at fault.
+
+    The id vouches for the configuration, which was checked when it was registered.
+    """
+    path = f"{directory}/json"
     try:
-        parsed = image_config.parse(_configuration(directory))
-        path = directory / "meta.json"
-        return _image(directory.name, parsed, read_json(path))
+        parsed = image_config.parse(_configuration(directory), history=False)
+        path = f"{directory}/meta.json"
+        return _image(os.path.basename(directory), parsed, read_json(path))
     except FileNotFoundError as missing:
-        raise TornRecord(str(path), "is missing") from missing
+        raise TornRecord(path, "is missing") from missing
     except (BadArchive, KeyError, TypeError, ValueError) as reason:
-        raise TornRecord(str(path), f"not an image's ({reason})") from reason
+        raise TornRecord(path, f"not an image's ({reason})") from reason
 
 
 def _image(image_id: str, parsed: ImageConfig, meta: dict[str, object]) -> Image:
     size = meta["size"]
     if not isinstance(size, int):
         raise TypeError("size is not a number")
-    comment = str(meta["comment"])
     return Image(
         id=image_id,
         layers=chain_ids(parsed.diff_ids),
@@ -485,7 +524,7 @@ def _image(image_id: str, parsed: ImageConfig, meta: dict[str, object]) -> Image
         architecture=parsed.architecture,
         os=parsed.os,
         parent=str(meta["parent"]),
-        comment=comment or (parsed.history[-1].comment if parsed.history else ""),
+        comment=str(meta["comment"]),
         author=parsed.author,
         container=str(meta["container"]),
         size=size,

@@ -53,9 +53,10 @@ def write(path: Path, data: bytes, flusher: Flusher | None = None) -> None:
         flusher.wrote(path)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | str) -> Any:
     """The JSON value in `path`. Raises TornRecord when it does not parse, OSError as open(2)."""
-    data = path.read_bytes()
+    with open(path, "rb", buffering=0) as file:
+        data = file.read()
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as reason:

@@ -217,7 +217,7 @@ def test_a_configuration_from_elsewhere_is_kept_byte_for_byte(store: Store) -> N
         },
         indent=3,
     ).encode()
-    image = store.graph.register(document)
+    image = store.graph.register(document, placed=[layer])
     assert image.id == hashlib.sha256(document).hexdigest()
     assert image.config.entrypoint == ("/x",)
     assert store.graph.configuration(image) == document
@@ -229,6 +229,27 @@ def test_an_image_whose_layers_are_not_here_is_refused(store: Store) -> None:
     with pytest.raises(RequestError, match="is not here"):
         store.graph.register(document)
     assert store.image_names() == []
+
+
+def test_removing_its_parent_meanwhile_does_not_harm_a_new_image(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = store.put(b"base")
+    [layer] = [store.graph.layer(one) for one in base.layers]
+    assert layer is not None
+    real = store.flusher.flush
+
+    def flush(*trees: Path) -> None:
+        if store.graph.exists(base.id):
+            store.graph.delete(base.id)
+        real(*trees)
+
+    monkeypatch.setattr(store.flusher, "flush", flush)
+    image = store.graph.create([layer], Config(cmd=("child",)), parent=base.id)
+    assert not store.graph.exists(base.id)
+    assert (store.graph.lower_directories(image)[0] / "f").read_bytes() == b"base"
+    store.graph.delete(image.id)
+    assert store.layer_names() == []
 
 
 def test_parents_children_heads_and_history(store: Store) -> None:
