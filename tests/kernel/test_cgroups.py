@@ -337,6 +337,24 @@ def test_the_tasks_of_a_container_stay_below_their_limit(limited: CgroupTree) ->
     assert group.stats().pids <= 3
 
 
+def test_an_update_leaves_alone_what_it_does_not_name(limited: CgroupTree) -> None:
+    group = limited.create("one", Limits(pids=5, cpus=0.5))
+    group.update(Limits(memory=64 * MIB))
+    assert (group.stats().pids_limit, group.stats().memory_limit) == (5, 64 * MIB)
+    assert value(limited, "one", ("cpu", "cpu.cfs_quota_us"), "cpu.max").split()[0] == "50000"
+    group.update(Limits(pids=-1))
+    assert group.stats().pids_limit == 0
+
+
+def test_a_remove_after_the_tree_was_closed_touches_nothing(tree: CgroupTree) -> None:
+    group = tree.create("one", Limits())
+    tree.close()
+    with pytest.raises(KernelError, match=r"remove cgroup.*EBADF"):
+        group.remove()
+    tree.prepare()
+    assert tree.names() == ["one"]
+
+
 def test_an_eater_is_killed_and_counted(limited: CgroupTree) -> None:
     group = limited.create("one", Limits(memory=16 * MIB, memory_swap=16 * MIB))
     pid = start(group, lambda: os.execv("/usr/bin/tail", ["tail", "/dev/zero"]))

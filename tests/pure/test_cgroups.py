@@ -264,7 +264,7 @@ def test_blkio_weight_spans_io_weight(weight: int, scaled: int) -> None:
 
 
 def test_cpu_lists_are_read_as_the_kernel_writes_them() -> None:
-    assert parse_cpu_list("0-2,7") == {0, 1, 2, 7}
+    assert parse_cpu_list("0-2,7") == frozenset({0, 1, 2, 7})
     assert parse_cpu_list("") == frozenset()
     for bad in ("a", "1,", "-1", "1-", " 1", "1\n"):
         assert parse_cpu_list(bad) is None

@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from dockpy import devices
@@ -31,6 +31,7 @@ REMOVE_TIMEOUT = 10.0
 REPLACE_TIMEOUT = 1.0
 FIRST_SLEEP = 0.001
 LONGEST_SLEEP = 0.1
+MOVE_ROUNDS = 100
 RECIPES = 256
 """Different limits to remember; most hosts have a handful."""
 
@@ -94,7 +95,7 @@ class Cgroup:
     # limits
 
     def update(self, limits: Limits) -> None:
-        """Write what `limits` asks for; what it does not ask for stays, pids goes to its default.
+        """Write what `limits` asks for; what it does not ask for stays.
 
         A group that a limit needs and that was not made at the start is made now and all
         processes are moved into it, which can take 15 ms for each. Raises RequestError (memory
@@ -103,6 +104,8 @@ class Cgroup:
         host = self._parent.host
         check(limits, host)
         order = settings(limits, host)
+        if limits.pids is None:
+            order = [each for each in order if each.controller != "pids"]
         if any(each.files[0][0] == "memory.memsw.limit_in_bytes" for each in order):
             order = raise_swap_first(order, self._current_swap_limit())
         for setting in order:
@@ -124,17 +127,20 @@ class Cgroup:
         if branch is not None:
             self._add(branch)
 
-    def _add(self, branch: Branch) -> None:
-        """Make the group in one more v1 hierarchy and move every process into it."""
+    def _add(self, branch: Branch, set_up: Callable[[], None] | None = None) -> None:
+        """Make the group in one more v1 hierarchy, set it up, move every process into it."""
         if branch.fd in self._branches:
+            if set_up is not None:
+                set_up()
             return
-        processes = self.processes
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.name, 0o755, dir_fd=branch.fd)
+            if set_up is not None:
+                set_up()
             moved: set[int] = set()
-            for _ in range(100):  # until no new one was forked meanwhile
-                remaining = set(processes()) - moved
+            for _ in range(MOVE_ROUNDS):  # until no new one was forked meanwhile
+                remaining = set(self.processes()) - moved
                 if not remaining:
                     break
                 for pid in remaining:
@@ -183,12 +189,18 @@ class Cgroup:
         rules = (*devices.DEFAULT_RULES, *devices.requested_rules(limits.devices))
         branch = self._parent.v1.get("devices")
         if branch is not None:
-            self._add(branch)
-            try:
+            fd = branch.fd
+
+            def set_up() -> None:
                 if limits.privileged:
-                    files.write(branch.fd, f"{self.name}/devices.allow", "a")
+                    files.write(fd, f"{self.name}/devices.allow", "a")
                 else:
-                    write_device_list(branch.fd, self.name, rules)
+                    write_device_list(fd, self.name, rules)
+
+            try:
+                self._add(branch, set_up)
+            except KernelError:
+                raise
             except OSError as error:
                 raise self._refused("set devices", error, branch, self.name) from error
             return
@@ -506,6 +518,8 @@ class Cgroup:
     def _rmdir(self, branch: Branch) -> OSError | None:
         """One try; the whole tree below first when the group alone does not go."""
         with self._parent.lock:
+            if self._parent.closed:
+                return OSError(errno.EBADF, "the cgroup tree was closed")
             return self._rmdir_tree(branch) if self._owns() else None
 
     def _rmdir_tree(self, branch: Branch) -> OSError | None:

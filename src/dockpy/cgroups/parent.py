@@ -69,6 +69,7 @@ class Parent:
     lock: threading.Lock = field(default_factory=threading.Lock)
     owners: dict[str, object] = field(default_factory=dict)
     recipes: dict[Limits, object] = field(default_factory=dict)
+    closed: bool = False
     cpuset_enabled: bool = False
     default_program: int = -1
 
@@ -103,11 +104,14 @@ class Parent:
         return self.v2 is not None and "devices" not in self.v1
 
     def close(self) -> None:
-        for branch in self.branches():
-            os.close(branch.fd)
-        if self.default_program >= 0:
-            os.close(self.default_program)
-            self.default_program = -1
+        """Close the descriptors; late calls of `Cgroup.remove` are refused from now on."""
+        with self.lock:
+            self.closed = True
+            for branch in self.branches():
+                os.close(branch.fd)
+            if self.default_program >= 0:
+                os.close(self.default_program)
+                self.default_program = -1
 
 
 def make_parent(hierarchies: Hierarchies, name: str) -> Parent:
