@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -288,6 +289,21 @@ def test_a_late_remove_of_the_last_run_leaves_the_next_run_alone(tree: CgroupTre
     pid = start(current, shell("exit 3"))
     assert exit_status(pid) == 3
     current.remove()
+    assert tree.names() == []
+
+
+def test_many_containers_can_be_made_and_removed_at_once(tree: CgroupTree) -> None:
+    def life(number: int) -> int:
+        group = tree.create(f"many{number}", Limits())
+        join = group.join()
+        opened = len(join.tasks) + (join.directory is not None)
+        join.close()
+        group.remove()
+        return opened
+
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(life, range(64)))
+    assert min(opened) == max(opened) > 0
     assert tree.names() == []
 
 

@@ -33,11 +33,11 @@ def read_or_empty(directory: int, path: str) -> str:
         return ""
 
 
-def write(directory: int, path: str, value: str) -> None:
+def write(directory: int, path: str, value: bytes) -> None:
     """Write `value` in one call, as these files want it. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        os.write(fd, value.encode("ascii"))
+        os.write(fd, value)
     finally:
         os.close(fd)
 

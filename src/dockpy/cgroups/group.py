@@ -15,13 +15,13 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dockpy import devices
 from dockpy.cgroups import files, stats
 from dockpy.cgroups.limits import Limits, Setting, check, raise_swap_first, settings
-from dockpy.cgroups.parent import SHARED, Branch, Parent, write_device_list
+from dockpy.cgroups.parent import Branch, Parent, write_device_list
 from dockpy.cgroups.stats import CgroupStats
 from dockpy.errors import KernelError, RequestError
 
@@ -32,6 +32,7 @@ REPLACE_TIMEOUT = 1.0
 FIRST_SLEEP = 0.001
 LONGEST_SLEEP = 0.1
 MOVE_ROUNDS = 100
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 RECIPES = 256
 """Different limits to remember; most hosts have a handful."""
 
@@ -56,12 +57,14 @@ class Join:
 class Cgroup:
     """The groups named `name` below the parent, in every hierarchy where there is one."""
 
-    def __init__(self, parent: Parent, name: str, branches: Iterable[Branch]) -> None:
+    def __init__(
+        self, parent: Parent, name: str, branches: Mapping[int, Branch], owner: object
+    ) -> None:
+        """`branches`: by descriptor, where the groups are; `owner`: the one in `parent.owners`."""
         self.name = name
         self._parent = parent
-        self._branches = {branch.fd: branch for branch in branches}
-        with parent.lock:
-            self._owner = parent.owners.setdefault(name, object())
+        self._branches = branches
+        self._owner = owner
 
     def __repr__(self) -> str:
         return f"Cgroup({self.name!r})"
@@ -70,27 +73,28 @@ class Cgroup:
 
     def join(self) -> Join:
         """Open what a new process joins with. Raises KernelError (ENOENT: removed meanwhile)."""
+        parent, path = self._parent, self.name + "/tasks"
         tasks: list[int] = []
+        directory = None
         try:
-            for branch in self._branches.values():
-                if branch is not self._parent.v2:
-                    tasks.append(self._open(branch, f"{self.name}/tasks", os.O_WRONLY))
-            default = self._parent.v1.get("devices")
-            if default is not None and default.fd not in self._branches:
-                tasks.append(self._open(default, f"{SHARED}/tasks", os.O_WRONLY))
-            v2, directory = self._v2(), None
-            if v2 is not None:
-                directory = self._open(v2, self.name, os.O_RDONLY | os.O_DIRECTORY)
-        except KernelError:
-            Join(tuple(tasks), None).close()
-            raise
+            for fd, branch in self._branches.items():
+                if branch is parent.v2:
+                    directory = os.open(self.name, OPEN_DIRECTORY, dir_fd=fd)
+                else:
+                    tasks.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd))
+            devices_v1 = parent.v1.get("devices")
+            if devices_v1 is not None and devices_v1.fd not in self._branches:
+                tasks.append(os.dup(parent.default_tasks))
+        except OSError as error:
+            Join(tuple(tasks), directory).close()
+            raise self._refused("open cgroup", error, branch, self.name) from error
         return Join(tuple(tasks), directory)
 
-    def _open(self, branch: Branch, path: str, flags: int) -> int:
+    def _open_directory(self, v2: Branch) -> int:
         try:
-            return os.open(path, flags | os.O_CLOEXEC, dir_fd=branch.fd)
+            return os.open(self.name, OPEN_DIRECTORY, dir_fd=v2.fd)
         except OSError as error:
-            raise self._refused("open cgroup", error, branch, path) from error
+            raise self._refused("open cgroup", error, v2, self.name) from error
 
     # limits
 
@@ -145,11 +149,11 @@ class Cgroup:
                     break
                 for pid in remaining:
                     with contextlib.suppress(ProcessLookupError):
-                        files.write(branch.fd, f"{self.name}/cgroup.procs", str(pid))
+                        files.write(branch.fd, f"{self.name}/cgroup.procs", b"%d" % pid)
                 moved |= remaining
         except OSError as error:
             raise self._refused("move into cgroup", error, branch, self.name) from error
-        self._branches[branch.fd] = branch
+        self._branches = {**self._branches, branch.fd: branch}
 
     def _write(self, order: Iterable[Setting]) -> None:
         for setting in order:
@@ -158,7 +162,7 @@ class Cgroup:
                 continue
             for file, value in setting.files:
                 try:
-                    files.write(branch.fd, f"{self.name}/{file}", value)
+                    files.write(branch.fd, f"{self.name}/{file}", value.encode("ascii"))
                 except FileNotFoundError:
                     continue
                 except OSError as error:
@@ -193,7 +197,7 @@ class Cgroup:
 
             def set_up() -> None:
                 if limits.privileged:
-                    files.write(fd, f"{self.name}/devices.allow", "a")
+                    files.write(fd, f"{self.name}/devices.allow", b"a")
                 else:
                     write_device_list(fd, self.name, rules)
 
@@ -206,7 +210,7 @@ class Cgroup:
             return
         v2 = self._v2()
         if v2 is not None:
-            directory = self._open(v2, self.name, os.O_RDONLY | os.O_DIRECTORY)
+            directory = self._open_directory(v2)
             program = None
             try:
                 if not limits.privileged:
@@ -355,7 +359,7 @@ class Cgroup:
         v2 = self._v2()
         if v2 is not None and self._parent.can_kill:
             try:
-                files.write(v2.fd, f"{self.name}/cgroup.kill", "1")
+                files.write(v2.fd, f"{self.name}/cgroup.kill", b"1")
             except FileNotFoundError:
                 return
             except OSError as error:
@@ -399,11 +403,11 @@ class Cgroup:
         """Let frozen processes go on; nothing happens to a group that is not frozen."""
         v2, freezer = self._v2(), self._parent.v1.get("freezer")
         if v2 is not None and self._parent.can_freeze:
-            self._write_file(v2, "thaw", "cgroup.freeze", "0")
+            self._write_file(v2, "thaw", "cgroup.freeze", b"0")
         elif freezer is not None and freezer.fd in self._branches:
-            self._write_file(freezer, "thaw", "freezer.state", "THAWED")
+            self._write_file(freezer, "thaw", "freezer.state", b"THAWED")
 
-    def _write_file(self, branch: Branch, step: str, file: str, value: str) -> None:
+    def _write_file(self, branch: Branch, step: str, file: str, value: bytes) -> None:
         try:
             files.write(branch.fd, f"{self.name}/{file}", value)
         except OSError as error:
@@ -413,7 +417,7 @@ class Cgroup:
         v2 = self._v2()
         if v2 is None:
             raise KernelError("freeze", errno.ENOENT, self.name)
-        self._write_file(v2, "freeze", "cgroup.freeze", "1")
+        self._write_file(v2, "freeze", "cgroup.freeze", b"1")
         if not self._wait_for_event(v2, "frozen", 1, timeout):
             raise KernelError("freeze", errno.ETIMEDOUT, str(v2.directory / self.name))
 
@@ -426,7 +430,7 @@ class Cgroup:
         deadline = time.monotonic() + timeout
         sleep = FIRST_SLEEP
         while True:
-            self._write_file(freezer, "freeze", "freezer.state", "FROZEN")
+            self._write_file(freezer, "freeze", "freezer.state", b"FROZEN")
             if self._text(freezer, "freezer.state").strip() == "FROZEN":
                 return
             if time.monotonic() > deadline:
@@ -485,20 +489,6 @@ class Cgroup:
     def _owns(self) -> bool:
         """Whether the groups of this name are still this object's; call with the lock held."""
         return self._parent.owners.get(self.name) is self._owner
-
-    def _take_over(self) -> object:
-        """Make the name this object's own: earlier objects remove nothing from now on.
-
-        Returns the owner before, for `_give_back`.
-        """
-        with self._parent.lock:
-            before, self._owner = self._owner, object()
-            self._parent.owners[self.name] = self._owner
-        return before
-
-    def _give_back(self, before: object) -> None:
-        with self._parent.lock:
-            self._parent.owners[self.name] = before
 
     def _remove_branch(self, branch: Branch, deadline: float) -> OSError | None:
         sleep = FIRST_SLEEP
@@ -561,8 +551,8 @@ class Cgroup:
 class Recipe:
     """All that is decided about new groups with certain limits."""
 
-    branches: tuple[Branch, ...]
-    order: tuple[Setting, ...]
+    branches: Mapping[int, Branch]
+    writes: tuple[tuple[int, str, bytes, Setting], ...]
     needs_cpuset: bool
 
 
@@ -573,16 +563,19 @@ def recipe(parent: Parent, limits: Limits) -> Recipe:
         return known
     check(limits, parent.host)
     order = settings(limits, parent.host)
-    branches = list(parent.always)
+    branches = {branch.fd: branch for branch in parent.always}
+    writes = []
     for setting in order:
         branch = parent.branch(setting.controller)
-        if branch is not None and branch not in branches:
-            branches.append(branch)
+        if branch is not None:
+            branches[branch.fd] = branch
+            file, value = setting.files[0]
+            writes.append((branch.fd, f"/{file}", value.encode("ascii"), setting))
     device_branch = parent.v1.get("devices")
     if device_branch is not None and (limits.devices or limits.privileged):
-        branches.append(device_branch)
+        branches[device_branch.fd] = device_branch
     cpuset = any(each.controller == "cpuset" and each.version == 2 for each in order)
-    made = Recipe(tuple(branches), tuple(order), cpuset)
+    made = Recipe(branches, tuple(writes), cpuset)
     with parent.lock:
         if len(parent.recipes) >= RECIPES:
             parent.recipes.clear()
@@ -594,17 +587,28 @@ def new_group(parent: Parent, name: str, limits: Limits) -> Cgroup:
     """Make the groups of a new container and write its limits.
 
     Raises RequestError for limits that cannot be before anything is made; on any later failure
-    all that was made is removed again.
+    all that was made is removed again. On the path of every start: as little Python as can be,
+    because after a quiet time each function costs microseconds to fetch.
     """
     made = recipe(parent, limits)
     if made.needs_cpuset:
         parent.enable_cpuset()
-    group = Cgroup(parent, name, made.branches)
-    before = group._take_over()
+    owner = object()
+    with parent.lock:  # earlier objects of that name remove nothing from now on
+        before = parent.owners.get(name)
+        parent.owners[name] = owner
+    group = Cgroup(parent, name, made.branches, owner)
     try:
-        for branch in made.branches:
-            _make(group, branch)
-        group._write(made.order)
+        for fd in made.branches:
+            try:
+                os.mkdir(name, 0o755, dir_fd=fd)
+            except OSError as error:
+                _make_again(group, made.branches[fd], error)
+        for fd, path, value, setting in made.writes:
+            try:
+                files.write(fd, name + path, value)
+            except OSError:
+                group._write([setting])
         if parent.default_program >= 0:
             _attach_program(group, parent, limits)
         elif limits.devices and not limits.privileged:
@@ -613,22 +617,28 @@ def new_group(parent: Parent, name: str, limits: Limits) -> Cgroup:
         try:
             group.remove(timeout=0)
         except KernelError:  # a group in use stood in the way, and stays its owner's
-            group._give_back(before)
+            with parent.lock:
+                parent.owners[name] = before if before is not None else owner
         raise
     return group
 
 
-def _make(group: Cgroup, branch: Branch) -> None:
-    for attempt in range(2):
-        try:
-            os.mkdir(group.name, 0o755, dir_fd=branch.fd)
-            return
-        except FileExistsError as error:
-            if attempt:
-                raise group._refused("make cgroup", error, branch, group.name) from error
-            group.remove(REPLACE_TIMEOUT)  # left by an engine that was killed
-        except OSError as error:
-            raise group._refused("make cgroup", error, branch, group.name) from error
+def existing_group(parent: Parent, name: str, branches: Iterable[Branch]) -> Cgroup:
+    """The object for groups that are there already."""
+    with parent.lock:
+        owner = parent.owners.setdefault(name, object())
+    return Cgroup(parent, name, {branch.fd: branch for branch in branches}, owner)
+
+
+def _make_again(group: Cgroup, branch: Branch, error: OSError) -> None:
+    """mkdir failed: replace what an engine that was killed left behind, or say why not."""
+    if error.errno != errno.EEXIST:
+        raise group._refused("make cgroup", error, branch, group.name) from error
+    group._remove_branch(branch, time.monotonic() + REPLACE_TIMEOUT)
+    try:
+        os.mkdir(group.name, 0o755, dir_fd=branch.fd)
+    except OSError as again:
+        raise group._refused("make cgroup", again, branch, group.name) from again
 
 
 def _attach_program(group: Cgroup, parent: Parent, limits: Limits) -> None:
@@ -637,7 +647,7 @@ def _attach_program(group: Cgroup, parent: Parent, limits: Limits) -> None:
     if limits.devices:
         group._update_devices(limits)
         return
-    directory = group._open(parent.v2, group.name, os.O_RDONLY | os.O_DIRECTORY)
+    directory = group._open_directory(parent.v2)
     try:
         devices.attach(directory, parent.default_program)
     finally:

@@ -72,6 +72,7 @@ class Parent:
     closed: bool = False
     cpuset_enabled: bool = False
     default_program: int = -1
+    default_tasks: int = -1
 
     def branches(self) -> list[Branch]:
         """Every hierarchy once, v2 last."""
@@ -109,9 +110,10 @@ class Parent:
             self.closed = True
             for branch in self.branches():
                 os.close(branch.fd)
-            if self.default_program >= 0:
-                os.close(self.default_program)
-                self.default_program = -1
+            for fd in (self.default_program, self.default_tasks):
+                if fd >= 0:
+                    os.close(fd)
+            self.default_program = self.default_tasks = -1
 
 
 def make_parent(hierarchies: Hierarchies, name: str) -> Parent:
@@ -341,6 +343,8 @@ def _share_default_devices(parent: Parent, undo: contextlib.ExitStack) -> None:
                 os.close(fd)
         else:
             write_device_list(branch.fd, SHARED, devices.DEFAULT_RULES)
+            parent.default_tasks = os.open(path / "tasks", os.O_WRONLY | os.O_CLOEXEC)
+            undo.callback(os.close, parent.default_tasks)
     except OSError as error:
         if isinstance(error, KernelError):
             raise
@@ -356,6 +360,6 @@ def write_device_list(fd: int, group: str, rules: Iterable[devices.DeviceRule]) 
     listed = {line.strip() for line in files.read(fd, f"{group}/devices.list").splitlines()}
     if listed == {str(rule) for rule in wanted}:
         return
-    files.write(fd, f"{group}/devices.deny", "a")
+    files.write(fd, f"{group}/devices.deny", b"a")
     for rule in wanted:
-        files.write(fd, f"{group}/devices.allow", str(rule))
+        files.write(fd, f"{group}/devices.allow", str(rule).encode("ascii"))

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from dockpy.cgroups import files
-from dockpy.cgroups.group import Cgroup, new_group
+from dockpy.cgroups.group import Cgroup, existing_group, new_group
 from dockpy.cgroups.hierarchies import Hierarchies
 from dockpy.cgroups.limits import Host, Limits, check, settings
 from dockpy.cgroups.parent import SHARED, Parent, make_parent
@@ -76,7 +76,7 @@ class CgroupTree:
         found = [each for each in parent.branches() if files.exists(each.fd, name)]
         if not found:
             raise NotFound("cgroup", f"{self.parent}/{name}")
-        return Cgroup(parent, name, found)
+        return existing_group(parent, name, found)
 
     def names(self) -> list[str]:
         """Containers with a group in any hierarchy, sorted; half-made ones are listed too."""
