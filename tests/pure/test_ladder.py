@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tools.ladder import Ladder, main, native_imports, offences, python_imports, read_imports
+from tools.ladder import Ladder, native_imports, offences, python_imports, read_imports
 
 LADDER = Ladder([["errors"], ["_*"], ["mounts", "api", "api.*"], ["runtime"], [""]], {})
 
@@ -111,8 +111,3 @@ def test_an_import_inside_a_function_is_marked_as_late() -> None:
     text = "import a\ndef f():\n    import b\nclass C:\n    import c\n"
     found = python_imports(text, "m", is_package=False, known=frozenset())
     assert {each.target: each.at_load for each in found} == {"a": True, "b": False, "c": True}
-
-
-def test_this_checkout_keeps_its_ladder(capsys: pytest.CaptureFixture[str]) -> None:
-    code = main([])
-    assert code == 0, capsys.readouterr().out
