@@ -1,3 +1,5 @@
+from typing import Self
+
 from typing_extensions import Buffer
 
 ARCHIVE_PROBLEMS: dict[int, str]
@@ -9,8 +11,8 @@ class Unpacker:
     entries: int
     bytes_written: int
     ignored_attributes: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         directory: int,
         *,
         max_bytes: int,
@@ -19,7 +21,7 @@ class Unpacker:
         max_metadata: int,
         whiteouts: bool,
         by_hand: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def name(self) -> bytes: ...
     @property
