@@ -134,7 +134,7 @@ def around_test(*, host: bool) -> dict[str, Count]:
 
 def around_module(*, host: bool) -> dict[str, Count]:
     """The counts to take before a module's first fixture: what its shared fixtures leave."""
-    return {name: count() for name, count in {**OWN, **(HOST | SLOW if host else {})}.items()}
+    return {name: count() for name, count in (COUNTS if host else OWN).items()}
 
 
 def left(before: Mapping[str, Count]) -> list[str]:

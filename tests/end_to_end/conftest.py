@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import pack
-from tests.end_to_end.client import Client, eventually
+
+from end_to_end.client import Client, eventually
+from roots import pack
 
 
 class Daemon:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.end_to_end.client import Client, eventually
-from tests.end_to_end.conftest import Daemon
+
+from end_to_end.client import Client, eventually
+from end_to_end.conftest import Daemon
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
-from tests.end_to_end.client import Client
+
+from end_to_end.client import Client
+from roots import pack
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
@@ -146,10 +149,6 @@ def test_a_single_file_can_be_bound(dockpy: Client, tmp_path: Path) -> None:
 def test_a_bind_below_a_symlink_of_the_image_stays_in_the_container(
     dockpy: Client, tmp_path: Path, tiny_root: Path
 ) -> None:
-    import shutil
-
-    from tests.conftest import pack
-
     root = tmp_path / "root"
     shutil.copytree(tiny_root, root, symlinks=True)
     escape = tmp_path / "escape"

@@ -7,7 +7,8 @@ import signal
 import time
 
 import pytest
-from tests.end_to_end.client import Client, eventually
+
+from end_to_end.client import Client, eventually
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 

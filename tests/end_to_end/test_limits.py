@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.end_to_end.client import Client
+
+from end_to_end.client import Client
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 

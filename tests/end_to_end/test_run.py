@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.end_to_end.client import Client
+
+from end_to_end.client import Client
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
@@ -133,22 +134,14 @@ def test_an_environment_file_is_read_with_the_callers_eyes(dockpy: Client, tmp_p
         ("-h box", "hostname", "box"),
         ("--hostname box", "cat /etc/hostname", "box"),
         ("--hostname=box", "grep -c box /etc/hosts", "1"),
-        pytest.param(
-            ["--dns", "192.0.2.1"], "cat /etc/resolv.conf", "nameserver 192.0.2.1", id="dns"
-        ),
-        pytest.param(
-            ["-u", "worker"], "id -u; id -g; id -G", "1000\n1000\n1000 2000", id="user-name"
-        ),
+        ("--dns 192.0.2.1", "cat /etc/resolv.conf", "nameserver 192.0.2.1"),
+        ("-u worker", "id -u; id -g; id -G", "1000\n1000\n1000 2000"),
         ("-u 1000:2000", "id -u; id -g", "1000\n2000"),
         ("-u worker:crew", "id -g", "2000"),
         ("-u 4321", "id -u", "4321"),
         ("-u worker", "echo $HOME", "/home/worker"),
-        pytest.param(
-            ["--ulimit", "nofile=100:200"], "ulimit -n; ulimit -Hn", "100\n200", id="ulimit"
-        ),
-        pytest.param(
-            ["--shm-size", "2m"], "df -m /dev/shm | tail -n 1 | awk '{print $2}'", "2", id="shm"
-        ),
+        ("--ulimit nofile=100:200", "ulimit -n; ulimit -Hn", "100\n200"),
+        ("--shm-size 2m", "df -m /dev/shm | awk 'NR == 2 {print $2}'", "2"),
         ("--init", "echo $(( $$ > 1 ))", "1"),
         ("--net none", "ls /sys/class/net", "lo"),
     ],
