@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dockpy.cgroups.limits import (
     settings,
     shares_to_weight,
 )
+from dockpy.cgroups.parent import enable
 from dockpy.cgroups.tree import CgroupTree
 from dockpy.errors import RequestError
 
@@ -100,6 +102,55 @@ def test_a_bad_parent_is_refused_before_anything_is_made(parent: str) -> None:
 def test_a_host_without_cgroups_is_told_what_to_mount() -> None:
     with pytest.raises(RequestError, match="mount -t cgroup2"):
         CgroupTree(Hierarchies({}, None)).prepare()
+
+
+def test_comounted_controllers_get_one_group(tmp_path: Path) -> None:
+    """Plain directories stand in for hierarchies: what is made is the same."""
+    both, pids = tmp_path / "cpu,cpuacct", tmp_path / "pids"
+    both.mkdir()
+    pids.mkdir()
+    tree = CgroupTree(Hierarchies({"cpu": both, "cpuacct": both, "pids": pids}, None), "a/b")
+    group = tree.create("one", Limits())
+    assert [path.exists() for path in (both / "a/b/one", pids / "a/b/one")] == [True, True]
+    assert tree.names() == ["one"]
+    group.remove()
+    tree.close()
+    assert list(tmp_path.glob("*/*")) == []
+
+
+def v2_group(path: Path, processes: str) -> Path:
+    path.mkdir()
+    (path / "cgroup.type").write_text("domain\n")
+    (path / "cgroup.procs").write_text(processes)
+    (path / "cgroup.subtree_control").write_text("cpu\n")
+    return path
+
+
+def test_controllers_are_enabled_at_every_level_unless_they_are(tmp_path: Path) -> None:
+    top = v2_group(tmp_path / "top", "")
+    inner = v2_group(top / "inner", "")
+    assert enable(top, inner, ("cpu", "memory")) == {}
+    assert (top / "cgroup.subtree_control").read_text() == "+memory"
+    assert (inner / "cgroup.subtree_control").read_text() == "+memory"
+
+
+def test_no_controller_is_enabled_below_a_group_with_foreign_processes(tmp_path: Path) -> None:
+    top = v2_group(tmp_path / "top", "1\n")
+    failed = enable(top, top, ("cpu", "pids"))
+    assert failed == {"pids": f"processes live in {top} itself; move them into a group below it"}
+    assert (top / "cgroup.subtree_control").read_text() == "cpu\n"
+
+
+def test_a_controller_the_kernel_does_not_offer_there_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = v2_group(tmp_path / "top", "")
+
+    def refuse(path: Path, text: str) -> int:
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert "Delegate=yes" in enable(top, top, ("memory",))["memory"]
 
 
 def values(limits: Limits, host: Host) -> list[tuple[str, str]]:

@@ -476,7 +476,7 @@ class Cgroup:
         """
         deadline = time.monotonic() + timeout
         stuck: tuple[Branch, OSError] | None = None
-        for branch in self._parent.branches():
+        for branch in reversed(self._parent.branches()):  # v2 tells when it is empty, v1 is asked
             error = self._remove_branch(branch, deadline)
             if error is not None:
                 stuck = branch, error

@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 
 from dockpy.cgroups import files
-from dockpy.cgroups.group import Cgroup, existing_group, new_group
+from dockpy.cgroups.group import Cgroup, existing_group, new_group, recipe
 from dockpy.cgroups.hierarchies import Hierarchies
-from dockpy.cgroups.limits import Host, Limits, check, settings
+from dockpy.cgroups.limits import Host, Limits
 from dockpy.cgroups.parent import SHARED, Parent, make_parent
 from dockpy.devices import requested_rules
 from dockpy.errors import NotFound, RequestError
@@ -56,10 +56,9 @@ class CgroupTree:
 
     def check(self, limits: Limits) -> None:
         """Raise what `create` would raise for these limits, and make nothing."""
-        host = self._ready().host
-        check(limits, host)
-        settings(limits, host)
-        requested_rules(limits.devices)
+        recipe(self._ready(), limits)
+        if limits.devices:
+            requested_rules(limits.devices)
 
     def create(self, name: str, limits: Limits) -> Cgroup:
         """Make the groups of a container; empty ones of that name are replaced.
