@@ -544,27 +544,56 @@ def test_a_failure_empties_a_directory_that_was_there(scene: Scene) -> None:
     assert os.listdir(scene.target) == []
 
 
+def in_own_mounts(action: Callable[[ctypes.CDLL], None]) -> None:
+    """Run `action` in a child with a mount namespace of its own; all it mounts goes with it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.unshare(0x00020000) == 0  # CLONE_NEWNS
+            assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+            action(libc)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_full_disk_is_the_kernels_refusal_and_leaves_nothing(scene: Scene) -> None:
-    def run() -> None:
-        # In a mount namespace of its own, whose tmpfs goes away with it.
-        libc = ctypes.CDLL(None, use_errno=True)
-        assert libc.unshare(0x00020000) == 0  # CLONE_NEWNS; of this process alone
-        assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+    def fill(libc: ctypes.CDLL) -> None:
         assert libc.mount(b"none", bytes(scene.base), b"tmpfs", 0, b"size=1m") == 0
         with pytest.raises(KernelError) as caught:
             extract(io.BytesIO(file(b"big", bytes(4 << 20)) + END), scene.base / "t")
         assert (caught.value.step, caught.value.errno) == ("write file", errno.ENOSPC)
         assert os.listdir(scene.base) == []
 
-    child = os.fork()
-    if child == 0:
-        try:
-            run()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    in_own_mounts(fill)
+
+
+@pytest.mark.needs("mknod", "overlay")
+def test_overlayfs_sees_layers_as_their_archives_mean_them(real_tmp: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=real_tmp) as name:
+        base = Path(name)
+        lower = folder(b"d") + file(b"d/old", b"1") + file(b"gone", b"1") + file(b"f", b"1")
+        lower += folder(b"e") + file(b"e/old", b"1") + folder(b"remade") + file(b"remade/old", b"1")
+        upper = folder(b"d") + file(b"d/.wh..wh..opq") + file(b"d/new", b"2") + file(b".wh.gone")
+        upper += file(b"e/.wh.old") + file(b".wh.remade") + folder(b"remade") + file(b"f", b"2")
+        for layer, data in (("lower", lower), ("upper", upper)):
+            extract(io.BytesIO(data + END), base / layer)
+        (base / "merged").mkdir()
+
+        def look(libc: ctypes.CDLL) -> None:
+            options = os.fsencode(f"lowerdir={base}/upper:{base}/lower")
+            assert libc.mount(b"none", bytes(base / "merged"), b"overlay", 0, options) == 0
+            merged = base / "merged"
+            assert sorted(os.listdir(merged)) == ["d", "e", "f", "remade"]
+            assert os.listdir(merged / "d") == ["new"]
+            assert os.listdir(merged / "e") == []
+            assert os.listdir(merged / "remade") == []
+            assert (merged / "f").read_bytes() == b"2"
+
+        in_own_mounts(look)
 
 
 def test_nothing_stays_open(scene: Scene) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,14 @@ def test_setting_aside_never_overwrites(tmp_path: Path) -> None:
     assert len(found) == 3
     assert all(path.name.startswith("r.torn-") for path in found)
     assert sorted(path.read_text() for path in found) == ["0", "1", "2"]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        time.sleep(0.001)
+    raise AssertionError("waited for ten seconds")
 
 
 class Disk:
@@ -140,8 +150,7 @@ def test_the_barrier_also_waits_for_trees_and_for_a_group_at_work(
     flusher = Flusher(delay=0)
     disk.go.clear()
     write(tmp_path / "a", b"1", flusher)
-    while flusher._paths:  # until the thread has taken the group
-        threading.Event().wait(0.001)
+    until(lambda: not flusher._paths)  # the thread has taken the group
     done = threading.Event()
     waiter = threading.Thread(target=lambda: (flusher.flush(), done.set()))
     waiter.start()
@@ -183,8 +192,7 @@ def test_a_failure_nobody_waited_for_is_told_at_the_next_barrier(
     flusher = Flusher(delay=0)
     disk.fail = True
     write(tmp_path / "a", b"1", flusher)
-    while flusher._unreported is None:
-        threading.Event().wait(0.001)
+    until(lambda: flusher._unreported is not None)
     with pytest.raises(KernelError):
         flusher.flush()
     flusher.close()
