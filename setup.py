@@ -1,16 +1,33 @@
-"""Builds the native modules: every `_*.pyx` beside the package becomes one extension module.
+"""Builds the native modules: every `_*.pyx` beside the package becomes one extension module, and
+`init.c` the static program that is PID 1 of containers that ask for one.
 
 DOCKPY_ONLY="_clone _copy" builds just those, for work on one module.
 """
 
 import os
+import subprocess
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SOURCE = Path("src/dockpy")
 WITH_LIBRARIES = {"_tar": ["archive"]}
+
+
+class BuildAll(build_ext):
+    """Extension modules as always, and the static init beside them."""
+
+    def run(self) -> None:
+        super().run()
+        target = SOURCE if self.inplace else Path(self.build_lib) / "dockpy"
+        target.mkdir(parents=True, exist_ok=True)
+        compiler = os.environ.get("CC", "cc")
+        subprocess.run(
+            [compiler, "-Os", "-static", "-s", "-Wall", "-o", target / "_init", SOURCE / "init.c"],
+            check=True,
+        )
 
 
 def extensions() -> list[Extension]:
@@ -28,9 +45,10 @@ def extensions() -> list[Extension]:
 
 
 setup(
+    cmdclass={"build_ext": BuildAll},
     ext_modules=cythonize(
         extensions(),
         include_path=["src"],
         compiler_directives={"language_level": "3", "boundscheck": False, "wraparound": False},
-    )
+    ),
 )

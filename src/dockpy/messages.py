@@ -1,4 +1,4 @@
-"""Values with descriptors over a Unix SEQPACKET socket: what daemon and supervisors say to each other.
+"""Values with descriptors over a Unix SEQPACKET socket: how daemon and supervisors talk.
 
 One message is one packet: a marshalled tuple whose first element names it. Marshal is safe here
 because both ends are dockpy processes of the same user behind a 0700 directory, and it is the

@@ -1,4 +1,4 @@
-"""Frozen values the layers hand to each other. No input or output, no defaults read from the host."""
+"""Frozen values the layers hand to each other. No input or output, nothing read from the host."""
 
 from __future__ import annotations
 

@@ -1,0 +1,161 @@
+# cython: language_level=3
+"""Mounts made by the parent: detached trees that live as long as a descriptor does.
+
+Nothing here appears in any mount table until a child attaches it. Source: fsopen(2), fsmount(2),
+open_tree(2), mount_setattr(2), openat2(2), ioctl_tty(2).
+"""
+
+from libc.errno cimport EINVAL, errno
+from libc.string cimport memset
+
+from dockpy._sys cimport *
+
+cdef extern from "<fcntl.h>" nogil:
+    int openat(int directory, const char *path, int flags, ...)
+    enum:
+        AT_EMPTY_PATH
+        AT_RECURSIVE
+        O_CLOEXEC
+        O_NOCTTY
+        O_NONBLOCK
+        O_RDWR
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    ssize_t read(int fd, void *buffer, size_t size)
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<asm/ioctls.h>" nogil:
+    enum:
+        TIOCGPTPEER
+        TIOCSPTLCK
+
+cdef enum MountStep:
+    STEP_OPEN = 1
+    STEP_OPTION
+    STEP_CREATE
+    STEP_MOUNT
+    STEP_CLONE
+    STEP_ATTRIBUTES
+    STEP_MASTER
+    STEP_UNLOCK
+    STEP_PEER
+
+MOUNT_STEPS = {
+    STEP_OPEN: "open file system", STEP_OPTION: "set mount option", STEP_CREATE: "create file system",
+    STEP_MOUNT: "make detached mount", STEP_CLONE: "clone mount", STEP_ATTRIBUTES: "set mount attributes",
+    STEP_MASTER: "open terminal master", STEP_UNLOCK: "unlock terminal", STEP_PEER: "open terminal",
+}
+
+
+cdef str said(int context):
+    # The kernel explains itself in messages of the context: "e overlay: ..."; the last one counts.
+    cdef char buffer[512]
+    cdef ssize_t size
+    cdef str text = ""
+    while True:
+        size = read(context, buffer, sizeof(buffer))
+        if size <= 0:
+            return text
+        text = (<bytes> buffer[:size]).decode("utf-8", "replace").strip()
+
+
+def try_new(bytes kind not None, list options not None, unsigned int attributes):
+    """A detached new file system: (descriptor, step, errno, kernel's words, option index)."""
+    cdef const char *name = kind
+    cdef const char *key
+    cdef const char *value
+    cdef int context
+    cdef int tree
+    cdef int err
+    cdef int index = 0
+    cdef long done
+    with nogil:
+        context = <int> syscall(SYS_fsopen, name, FSOPEN_CLOEXEC)
+    if context < 0:
+        return -1, STEP_OPEN, errno, "", 0
+    try:
+        for one, text in options:
+            key = one
+            if text is None:
+                done = syscall(SYS_fsconfig, context, FSCONFIG_SET_FLAG, key, NULL, 0)
+            else:
+                value = text
+                done = syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, key, value, 0)
+            if done != 0:
+                err = errno
+                return -1, STEP_OPTION, err, said(context), index
+            index += 1
+        with nogil:
+            done = syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0)
+        if done != 0:
+            err = errno
+            return -1, STEP_CREATE, err, said(context), 0
+        with nogil:
+            tree = <int> syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes)
+        if tree < 0:
+            err = errno
+            return -1, STEP_MOUNT, err, said(context), 0
+        return tree, 0, 0, "", 0
+    finally:
+        close(context)
+
+
+def try_clone(int path, bint recursive, unsigned int attributes):
+    """A detached copy of the mount below an open path: (descriptor, step, errno)."""
+    cdef mount_attr wanted
+    cdef int depth = AT_RECURSIVE if recursive else 0
+    cdef int tree
+    cdef int err
+    with nogil:
+        tree = <int> syscall(SYS_open_tree, path, b"", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | depth)
+    if tree < 0:
+        return -1, STEP_CLONE, errno
+    if attributes:
+        memset(&wanted, 0, sizeof(wanted))
+        wanted.attr_set = attributes
+        if syscall(SYS_mount_setattr, tree, b"", AT_EMPTY_PATH | depth, &wanted, sizeof(wanted)) != 0:
+            err = errno
+            close(tree)
+            return -1, STEP_ATTRIBUTES, err
+    return tree, 0, 0
+
+
+def try_terminal(int devpts):
+    """Master (non-blocking) and slave of the first terminal of a devpts mount, step, errno."""
+    cdef int unlocked = 0
+    cdef int master
+    cdef int slave
+    cdef int err
+    master = openat(devpts, b"ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK)
+    if master < 0:
+        return -1, -1, STEP_MASTER, errno
+    if ioctl(master, TIOCSPTLCK, &unlocked) != 0:
+        err = errno
+        close(master)
+        return -1, -1, STEP_UNLOCK, err
+    slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)
+    if slave < 0:
+        err = errno
+        close(master)
+        return -1, -1, STEP_PEER, err
+    return master, slave, 0, 0
+
+
+def try_open(int root, bytes path not None, unsigned long flags, unsigned long mode):
+    """openat2 that cannot leave `root` nor follow a magic link: (descriptor, errno)."""
+    cdef open_how how
+    cdef const char *name = path
+    cdef int fd
+    if b"\0" in path:
+        return -1, EINVAL
+    how.flags = flags | O_CLOEXEC
+    how.mode = mode
+    how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    with nogil:
+        fd = <int> syscall(SYS_openat2, root, name, &how, sizeof(how))
+    if fd < 0:
+        return -1, errno
+    return fd, 0
