@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.client import Client, eventually
-from end_to_end.conftest import Daemon
+from end_to_end.conftest import Daemon, running_daemon
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
@@ -198,3 +199,47 @@ def test_a_killed_client_in_the_middle_of_a_run_leaks_nothing(dockpy: Client) ->
                 client.wait(delay)
             client.kill()
     eventually(lambda: dockpy.ids() == [], "every --rm container is gone")
+
+
+@pytest.fixture
+def small_disk(
+    _leaves_nothing: None, tmp_path: Path, short_run: Callable[[], Path], tiny_archive: Path
+) -> Iterator[Daemon]:
+    """A daemon whose root has 24 MB in all."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "small", str(disk)], check=True)
+    try:
+        with running_daemon(disk / "root", short_run(), tiny_archive) as running:
+            yield running
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_hurts_nobody_else(small_disk: Daemon) -> None:
+    client = small_disk.client
+    other = client.detached("-i", "base", "sh", "-c", "read line; echo $line; exit 4")
+    filler = client.root / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(bytes(65536)):
+            pass
+    refused = client("run", "base", "true")
+    assert refused.code == 125
+    assert "ENOSPC" in refused.err or "No space left" in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
+    assert client.ids() == [other]
+    filler.unlink()
+    client("attach", other, input="went on\n")
+    assert client.field(other, "{{.State.ExitCode}}") == "4"
+    assert "went on" in client.ok("logs", other).out
+    assert client.ok("run", "--rm", "base", "echo", "again").out == "again\n"
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_program(small_disk: Daemon) -> None:
+    client = small_disk.client
+    size = 40_000_000
+    result = client("run", "--name", "loud", "base", "sh", "-c", f"yes | head -c {size}; exit 6")
+    assert (result.code, len(result.raw)) == (6, size)
+    assert client.field("loud", "{{.State.ExitCode}}") == "6"
+    client.ok("rm", "loud")
+    assert client.ok("run", "--rm", "base", "echo", "again").out == "again\n"
