@@ -12,6 +12,7 @@ No command touches the process's own standard streams, environment or working di
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from dockpy.cli.engine import Engine
-from dockpy.cli.rights import open_as
+from dockpy.cli.rights import open_as, rights_of
 from dockpy.errors import RequestError
 
 DEADLY = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
@@ -206,6 +207,14 @@ class Session:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise RequestError(f"cannot open {path}: {why}") from error
+
+    def unlink(self, path: str) -> None:
+        """Remove a file the caller named, if it is there and the caller may."""
+        with (
+            contextlib.suppress(OSError),
+            rights_of(self.uid, self.gid, self.groups),
+        ):
+            os.unlink(path, dir_fd=self.cwd)
 
     def read_file(self, path: str, limit: int = 4 << 20) -> str:
         """The text of a file the caller named. RequestError also for more than `limit` bytes."""

@@ -1,0 +1,143 @@
+"""From arguments to an exit code: finds the command, runs it, makes one line of every error."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+
+from dockpy.cli import images, inspect, lifecycle, listing, logs, run as running, system
+from dockpy.cli.command import Command, ShowHelp
+from dockpy.cli.session import LEFT_BY_PIPE, ClientGone, Session
+from dockpy.errors import DockpyError, UsageError
+from dockpy.model import VERSION
+
+log = logging.getLogger(__name__)
+ENGINE_ERROR = 125
+COMMANDS: dict[str, Command] = {
+    str(one.name): one
+    for one in (
+        running.run,
+        running.create,
+        lifecycle.start,
+        lifecycle.stop,
+        lifecycle.restart,
+        lifecycle.kill,
+        lifecycle.wait,
+        lifecycle.attach,
+        lifecycle.rm,
+        listing.ps,
+        logs.logs,
+        inspect.inspect,
+        images.images,
+        images.import_,
+        images.tag,
+        images.rmi,
+        system.info,
+        system.version,
+        system.daemon,
+    )
+}
+
+
+def run(session: Session, argv: Sequence[str]) -> int:
+    """Run one command line (without the program's own name); the exit code. Never raises.
+
+    Called from many threads at once, one session each. Blocks as long as the command takes.
+    """
+    try:
+        return dispatch(session, argv)
+    except ClientGone:
+        return LEFT_BY_PIPE
+    except Exception as error:
+        log.exception("the command %r failed in a way nobody foresaw", list(argv[:1]))
+        what = f"{type(error).__name__}: {error}".replace("\n", " ")
+        session.error(f"dockpy: internal error: {what}; the daemon's log says more")
+        return ENGINE_ERROR
+
+
+def dispatch(session: Session, argv: Sequence[str]) -> int:
+    """As `run`, and raises what nobody foresaw."""
+    name = argv[0] if argv else "help"
+    if name in ("help", "--help", "-help", "-h"):
+        return show_help(session, argv[1:])
+    if name in ("--version", "-version", "-v"):
+        session.write(f"dockpy version {VERSION}\n")
+        return 0
+    if name in ("-d", "--daemon", "-daemon", "-d=true"):
+        name = "daemon"
+    command = COMMANDS.get(name)
+    if command is None:
+        session.events.let_go()
+        session.error(f"dockpy: {unknown(name)}")
+        return ENGINE_ERROR
+    if not command.interruptible:
+        session.events.let_go()
+    try:
+        values = command.parse(argv[1:])
+    except ShowHelp:
+        session.write(command.help_text())
+        return 0
+    except UsageError as error:
+        return refuse(session, command, error)
+    try:
+        return command.action(session, **values)
+    except UsageError as error:
+        return refuse(session, command, error)
+    except DockpyError as error:
+        session.error(f"dockpy: {one_line(error)}")
+        return error.exit_code if command.failure is None else command.failure
+
+
+def refuse(session: Session, command: Command, error: UsageError) -> int:
+    """One line about a command line that does not make sense."""
+    session.error(f"dockpy: {one_line(error)}; see 'dockpy {command.name} --help'")
+    return ENGINE_ERROR
+
+
+def unknown(name: str) -> str:
+    """What to say about a verb there is not."""
+    if name.startswith("-"):
+        return f"unknown flag {name}; see dockpy --help"
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.75)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{name!r} is not a dockpy command{hint}; see dockpy --help"
+
+
+def one_line(error: Exception) -> str:
+    """The error's text, whatever file names it holds, in one line."""
+    return " ".join(str(error).splitlines())
+
+
+def show_help(session: Session, words: Sequence[str]) -> int:
+    """help, and help of one command."""
+    names = [word for word in words if not word.startswith("-")]
+    if not names:
+        session.write(overview())
+        return 0
+    command = COMMANDS.get(names[0])
+    if command is None:
+        session.error(f"dockpy: {unknown(names[0])}")
+        return ENGINE_ERROR
+    session.write(command.help_text())
+    return 0
+
+
+def overview() -> str:
+    """What `dockpy --help` shows."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [
+        "Usage: dockpy COMMAND [OPTIONS] [ARGUMENTS]",
+        "",
+        "Runs programs in containers.",
+        "",
+        "Commands:",
+        *(f"  {name:<{width}}  {one.short_help}" for name, one in sorted(COMMANDS.items())),
+        "",
+        "Options:",
+        f"  {'--version':<{width}}  Print the version",
+        f"  {'-d':<{width}}  Run the daemon in the foreground, as 'dockpy daemon' does",
+        "",
+        "'dockpy COMMAND --help' tells about one command.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,57 @@
+"""Options and operands that more than one command has."""
+
+from __future__ import annotations
+
+from dockpy.cli.command import Operand, Option, Switch
+from dockpy.cli.flags import parse_seconds
+
+
+def containers() -> Operand:
+    """One or more containers by id, unique prefix or name."""
+    return Operand("containers", "container", many=True)
+
+
+def container() -> Operand:
+    """One container by id, unique prefix or name."""
+    return Operand("container", "container")
+
+
+def detach_keys() -> Option:
+    """The keys that leave a container running."""
+    return Option(
+        "--detach-keys",
+        help="Keys that leave the container running (with a terminal; default ctrl-p,ctrl-q)",
+        metavar="KEYS",
+        default="",
+    )
+
+
+def sig_proxy() -> Switch:
+    """Whether signals go to the program."""
+    return Switch(
+        "--sig-proxy", help="Pass signals to the program (without a terminal)", default=True
+    )
+
+
+def stop_time() -> Option:
+    """How long a program may take to stop."""
+    return Option(
+        "-t",
+        "--time",
+        "--timeout",
+        "time",
+        help="Seconds to wait before killing it; negative: for ever",
+        parse=parse_seconds,
+        metavar="SECONDS",
+    )
+
+
+def format_() -> Option:
+    """Go template."""
+    return Option(
+        "-f",
+        "--format",
+        "format",
+        help="Show with a Go template, or as json",
+        metavar="TEMPLATE",
+    )

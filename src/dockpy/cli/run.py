@@ -1,0 +1,387 @@
+"""run and create: a new container from an image."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Unpack
+
+from dockpy.cli import flags, options
+from dockpy.cli.command import Command, Operand, Option, Switch
+from dockpy.cli.engine import EngineAttachment, EngineContainer
+from dockpy.cli.foreground import require_terminal, stay, streams
+from dockpy.cli.request import Caller, RunValues, absolute_source, attached_streams, make_config
+from dockpy.cli.session import Session
+from dockpy.errors import DockpyError, NoSuchImage, RequestError
+from dockpy.model import Config
+from dockpy.signals import parse_signal
+from dockpy.supervision import Streams
+from dockpy.ulimits import parse as parse_ulimit
+from dockpy.volumes import parse_tmpfs, parse_volume
+
+log = logging.getLogger(__name__)
+
+
+def run_command(session: Session, **values: Unpack[RunValues]) -> int:
+    """Start a new container and stay connected to it, or with -d print its id."""
+    config = config_of(session, values)
+    wanted = attached_streams(values)
+    if not values["detach"]:
+        require_terminal(session, config, wanted)
+    ends = streams(session, config, wanted, values["detach_keys"])
+    container = make(session, values, config)
+
+    def start(attach: Sequence[Streams] = ()) -> Sequence[EngineAttachment]:
+        try:
+            return container.start(attach)
+        except BaseException:
+            discard(session, container, values["cidfile"])
+            raise
+
+    if not wanted:
+        start()
+        session.write(f"{container.id}\n")
+        return 0
+    if wanted == ("stdin",):
+        session.write(f"{container.id}\n")
+    return stay(
+        session, container, lambda: start([ends])[0], wanted, sig_proxy=values["sig_proxy"]
+    )
+
+
+def create_command(session: Session, **values: Unpack[RunValues]) -> int:
+    """Make a container and print its id."""
+    config = config_of(session, values)
+    session.write(f"{make(session, values, config).id}\n")
+    return 0
+
+
+def config_of(session: Session, values: RunValues) -> Config:
+    """The container asked for, with the caller's files and directory at hand."""
+    if values["pull"] == "always":
+        raise RequestError(
+            "--pull always: there is no registry to pull from yet; leave it out to use local images"
+        )
+    binds = tuple(
+        parse_volume(absolute_source(text, session.directory)) for text in values["volume"]
+    )
+    caller = Caller(session.env, session.directory, session.read_file)
+    return make_config(values, caller, binds)
+
+
+def make(session: Session, values: RunValues, config: Config) -> EngineContainer:
+    """A new container, its id in the --cidfile."""
+    with id_file(session, values["cidfile"]) as descriptor:
+        try:
+            container = session.runtime.create(config, values["name"])
+        except NoSuchImage as error:
+            hint = f"make one: dockpy import FILE {values['image']}"
+            raise NoSuchImage(values["image"], hint) from error
+        if descriptor >= 0:
+            os.write(descriptor, container.id.encode())
+    return container
+
+
+def discard(session: Session, container: EngineContainer, cidfile: str | None) -> None:
+    """Take back a container that could not be started: it never ran and holds nothing."""
+    try:
+        session.runtime.destroy(container, force=True)
+    except DockpyError:
+        log.exception("container %s did not start and cannot be removed", container.id)
+    if cidfile is not None:
+        session.unlink(cidfile)
+
+
+@contextlib.contextmanager
+def id_file(session: Session, path: str | None) -> Iterator[int]:
+    """A new file for the id (-1: not asked for); removed again when the container is not made."""
+    if path is None:
+        yield -1
+        return
+    try:
+        descriptor = session.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except RequestError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            raise RequestError(f"--cidfile {path} exists already; remove it first") from error
+        raise
+    try:
+        yield descriptor
+    except BaseException:
+        session.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def parse_stop_signal(text: str) -> str:
+    """The text itself, when it names a signal."""
+    parse_signal(text)
+    return text
+
+
+def make_options() -> list[Option | Operand]:
+    """The options of run and create."""
+    return [
+        Option(
+            "--add-host",
+            help="Add a line to /etc/hosts",
+            parse=flags.parse_host_entry,
+            metavar="NAME:ADDRESS",
+            multiple=True,
+        ),
+        Option(
+            "-a",
+            "--attach",
+            help="Connect stdin, stdout or stderr (repeatable; default: both outputs)",
+            parse=flags.parse_streams,
+            metavar="STREAM",
+            multiple=True,
+        ),
+        Option(
+            "--blkio-weight",
+            help="Block IO weight, 10 to 1000",
+            parse=flags.parse_count,
+            metavar="N",
+            default=0,
+        ),
+        Option("--cap-add", help="Add a capability, or ALL", metavar="NAME", multiple=True),
+        Option("--cap-drop", help="Drop a capability, or ALL", metavar="NAME", multiple=True),
+        Option("--cidfile", help="Write the container's id to a new file", metavar="FILE"),
+        Option(
+            "-c",
+            "--cpu-shares",
+            help="CPU weight, 2 to 262144 (1024 is normal)",
+            parse=flags.parse_count,
+            metavar="N",
+            default=0,
+        ),
+        Option(
+            "--cpus",
+            help="Number of CPUs, such as 0.5",
+            parse=flags.parse_cpus,
+            metavar="N",
+            default=0.0,
+        ),
+        Option(
+            "--cpuset-cpus",
+            help="CPUs to run on, such as 0-2,5",
+            parse=flags.parse_cpu_list,
+            metavar="LIST",
+            default="",
+        ),
+        Option(
+            "--cpuset-mems",
+            help="Memory nodes to use, such as 0,1",
+            parse=flags.parse_cpu_list,
+            metavar="LIST",
+            default="",
+        ),
+        Switch("-d", "--detach", help="Leave it running in the background and print its id"),
+        options.detach_keys(),
+        Option(
+            "--device",
+            help="Give it a device of the host",
+            metavar="PATH[:PATH][:rwm]",
+            multiple=True,
+        ),
+        Option(
+            "--dns",
+            help="Address of a name server",
+            parse=flags.parse_address,
+            metavar="ADDRESS",
+            multiple=True,
+        ),
+        Option("--dns-search", help="Domain to search names in", metavar="DOMAIN", multiple=True),
+        Option(
+            "--domainname",
+            help="Domain name of the container",
+            parse=flags.parse_hostname,
+            metavar="NAME",
+            default="",
+        ),
+        Option(
+            "--entrypoint",
+            help="Program to run instead of the image's entry point (empty: none)",
+            metavar="PROGRAM",
+        ),
+        Option(
+            "-e",
+            "--env",
+            help="Set NAME=value, or take NAME from your environment",
+            parse=flags.parse_environment,
+            metavar="NAME[=VALUE]",
+            multiple=True,
+        ),
+        Option(
+            "--env-file", help="Read NAME=value lines from a file", metavar="FILE", multiple=True
+        ),
+        Option(
+            "-h",
+            "--hostname",
+            help="Host name of the container (default: its short id)",
+            parse=flags.parse_hostname,
+            metavar="NAME",
+            default="",
+        ),
+        Switch("--init", help="Run a small init as process 1 that reaps orphans"),
+        Switch("-i", "--interactive", help="Keep stdin open, and connect it unless -d or -a"),
+        Option(
+            "-l",
+            "--label",
+            help="Set a label",
+            parse=flags.parse_label,
+            metavar="KEY[=VALUE]",
+            multiple=True,
+        ),
+        Option("--label-file", help="Read labels from a file", metavar="FILE", multiple=True),
+        Option(
+            "--log-opt",
+            help="max-size=SIZE (rotate the log) or max-file=N",
+            parse=flags.parse_log_option,
+            metavar="KEY=VALUE",
+            multiple=True,
+        ),
+        Option(
+            "-m",
+            "--memory",
+            help="Memory limit, such as 512m",
+            parse=flags.parse_memory,
+            metavar="SIZE",
+            default=0,
+        ),
+        Option(
+            "--memory-reservation",
+            help="Memory it keeps when memory is short",
+            parse=flags.parse_memory,
+            metavar="SIZE",
+            default=0,
+        ),
+        Option(
+            "--memory-swap",
+            help="Limit of memory and swap together (-1: no limit)",
+            parse=flags.parse_memory_or_unlimited,
+            metavar="SIZE",
+            default=0,
+        ),
+        Option("--name", help="Name of the container (default: a random one)", metavar="NAME"),
+        Option(
+            "--net",
+            "--network",
+            "network",
+            help="Network: none or host (default none)",
+            parse=flags.parse_network,
+            metavar="NETWORK",
+            default="none",
+        ),
+        Option(
+            "--oom-score-adj",
+            help="OOM preference, -1000 to 1000",
+            parse=flags.parse_oom_score,
+            metavar="N",
+            default=0,
+        ),
+        Option(
+            "--pids-limit",
+            help="Most processes and threads it may have (-1: no limit)",
+            parse=int,
+            metavar="N",
+        ),
+        Switch("--privileged", help="Give it nearly all rights of the host's root"),
+        Option(
+            "--pull",
+            help="missing, never or always (there is no registry yet)",
+            parse=flags.parse_pull,
+            metavar="WHEN",
+            default="missing",
+        ),
+        Switch("-q", "--quiet", help="Show no progress of a pull"),
+        Switch("--read-only", help="Make its root file system read-only"),
+        Switch("--rm", help="Remove it when its program ends"),
+        Option(
+            "--security-opt",
+            help="seccomp=FILE|unconfined or no-new-privileges[=true|false]",
+            parse=flags.parse_security_option,
+            metavar="KEY=VALUE",
+            multiple=True,
+        ),
+        Option(
+            "--shm-size",
+            help="Size of /dev/shm (default 64m)",
+            parse=flags.parse_shm_size,
+            metavar="SIZE",
+            default=Config().shm_size,
+        ),
+        options.sig_proxy(),
+        Option(
+            "--stop-signal",
+            help="Signal that asks it to stop (default TERM)",
+            parse=parse_stop_signal,
+            metavar="SIGNAL",
+            default="",
+        ),
+        Option(
+            "--stop-timeout",
+            help="Seconds 'stop' waits before it kills (default 10)",
+            parse=flags.parse_seconds,
+            metavar="SECONDS",
+        ),
+        Option(
+            "--tmpfs",
+            help="Mount an empty file system in memory",
+            parse=parse_tmpfs,
+            metavar="PATH[:OPTIONS]",
+            multiple=True,
+        ),
+        Switch("-t", "--tty", help="Give it a terminal"),
+        Option(
+            "--ulimit",
+            help="Resource limit, such as nofile=1024:2048",
+            parse=parse_ulimit,
+            metavar="NAME=SOFT[:HARD]",
+            multiple=True,
+        ),
+        Option(
+            "-u", "--user", help="User, and group, by name or number", metavar="USER[:GROUP]",
+            default="",
+        ),
+        Option(
+            "-v",
+            "--volume",
+            help="Show a file or directory of the host inside",
+            metavar="SOURCE:TARGET[:ro]",
+            multiple=True,
+        ),
+        Option(
+            "-w",
+            "--workdir",
+            help="Working directory inside the container",
+            parse=flags.parse_path_inside,
+            metavar="DIRECTORY",
+            default="",
+        ),
+        Operand("image", "image"),
+        Operand("words", "word", many=True, required=False),
+    ]
+
+
+run = Command(
+    "run",
+    "Start a program in a new container.\n\n"
+    "Options end at the image; everything after it belongs to the program. The exit code is the "
+    "program's own; 125: dockpy could not do it, 126: not executable, 127: no such program.",
+    run_command,
+    make_options(),
+    interspersed=False,
+    failure=None,
+    interruptible=True,
+)
+create = Command(
+    "create",
+    "Make a container without starting it.\n\nThe options are those of run.",
+    create_command,
+    make_options(),
+    interspersed=False,
+    failure=None,
+)
