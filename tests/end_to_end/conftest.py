@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import signal
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,61 +9,8 @@ from pathlib import Path
 import pytest
 
 from end_to_end.client import Client, eventually
+from end_to_end.daemon import Daemon, running_daemon
 from roots import pack
-
-
-class Daemon:
-    """A daemon process over a root of its own; can be killed and started again."""
-
-    def __init__(self, client: Client, log: Path) -> None:
-        self.client = client
-        self.log = log
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [*self.client.command, "daemon"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.client.environment,
-                start_new_session=True,
-            )
-        eventually(self._answers, f"the daemon answers ({self.log})", 30)
-
-    def _answers(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, f"the daemon ended: {self.log.read_text()[-2000:]}"
-        return any(self.client.run_directory.glob("dockpy.sock")) and (
-            self.client("ps", "-q").code == 0
-        )
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it with a signal; its wait status as Popen tells it."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        code = self.process.wait(30)
-        self.process = None
-        return code
-
-
-@contextlib.contextmanager
-def running_daemon(root: Path, run: Path, archive: Path) -> Iterator[Daemon]:
-    """A daemon with the tiny image as `base`; ended, and everything of it removed."""
-    root.mkdir(parents=True, exist_ok=True)
-    daemon = Daemon(Client(root, run), root.with_suffix(".daemon-log"))
-    try:
-        daemon.start()
-        daemon.client.ok("import", str(archive), "base")
-        yield daemon
-    finally:
-        if daemon.process is not None and daemon.process.poll() is None:
-            daemon.client.remove_all()
-            daemon.stop()
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(run, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

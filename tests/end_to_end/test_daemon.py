@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.client import Client, eventually
-from end_to_end.conftest import Daemon, running_daemon
+from end_to_end.daemon import Daemon, running_daemon
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
