@@ -71,10 +71,16 @@ class Operand(click.Argument):
         self.one = one
         super().__init__(
             [name],
-            metavar=one.upper().replace(" ", "_") + ("..." if many else ""),
+            metavar=operand_text(one, many=many, required=required),
             nargs=-1 if many else 1,
             required=required,
         )
+
+
+def operand_text(one: str, *, many: bool, required: bool) -> str:
+    """How a usage line shows an operand."""
+    text = one.upper() + ("..." if many else "")
+    return text if required else f"[{text}]"
 
 
 class Command(click.Command):
@@ -157,7 +163,10 @@ class Command(click.Command):
             spelling = f"-{word[position]}"
             option = self._spellings.get(spelling)
             if option is None:
-                raise UsageError(self._unknown(word.partition("=")[0] if position == 1 else word))
+                where = f" in {word}" if position > 1 else ""
+                raise UsageError(
+                    self._unknown(word.partition("=")[0] if not where else spelling) + where
+                )
             tail = word[position + 1 :]
             if tail.startswith("="):
                 self._set(option, spelling, tail[1:], values)
@@ -170,8 +179,9 @@ class Command(click.Command):
     def _set(self, option: Option, spelling: str, text: str, values: dict[str, Any]) -> None:
         try:
             value = option.parse(text)
-        except ValueError:
-            raise UsageError(f"{spelling} {text!r}: {option.metavar or 'another value'} expected")
+        except ValueError as error:
+            what = "a number" if option.metavar in ("N", "SECONDS") else option.metavar
+            raise UsageError(f"{spelling} {text!r}: {what} expected") from error
         except UsageError as error:
             if spelling in str(error):
                 raise
@@ -194,7 +204,8 @@ class Command(click.Command):
             raise UsageError(f"unexpected argument {operands[0]!r}")
 
     def _unknown(self, spelling: str) -> str:
-        near = difflib.get_close_matches(spelling, self._spellings, n=1)
+        known = [one for one in (*self._spellings, *HELP) if one.startswith("--")]
+        near = difflib.get_close_matches(spelling, known, n=1, cutoff=0.7)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"unknown flag {spelling}{hint}"
 

@@ -1,4 +1,4 @@
-"""What the commands need of the engine. `dockpy.Runtime` has all of it; so have the tests' fakes."""
+"""What the commands need of the engine: `dockpy.Runtime` has it, and so have the tests' fakes."""
 
 from __future__ import annotations
 
@@ -94,6 +94,8 @@ class EngineGraph(Protocol):
 
     def by_parent(self) -> Mapping[str, Sequence[Image]]: ...
 
+    def lower_directories(self, image: Image) -> Sequence[Path]: ...
+
     def delete(self, reference: str) -> None: ...
 
 
@@ -160,6 +162,9 @@ class Engine(Protocol):
 
     @property
     def tags(self) -> EngineTags: ...
+
+    @property
+    def root(self) -> Path: ...
 
     @property
     def run(self) -> Path: ...

@@ -6,7 +6,8 @@ import difflib
 import logging
 from collections.abc import Sequence
 
-from dockpy.cli import images, inspect, lifecycle, listing, logs, run as running, system
+from dockpy.cli import images, inspect, lifecycle, listing, logs, system
+from dockpy.cli import run as running
 from dockpy.cli.command import Command, ShowHelp
 from dockpy.cli.session import LEFT_BY_PIPE, ClientGone, Session
 from dockpy.errors import DockpyError, UsageError
@@ -125,7 +126,7 @@ def show_help(session: Session, words: Sequence[str]) -> int:
 
 def overview() -> str:
     """What `dockpy --help` shows."""
-    width = max(len(name) for name in COMMANDS)
+    width = max(len(name) for name in (*COMMANDS, "--version"))
     lines = [
         "Usage: dockpy COMMAND [OPTIONS] [ARGUMENTS]",
         "",

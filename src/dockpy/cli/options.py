@@ -29,7 +29,9 @@ def detach_keys() -> Option:
 def sig_proxy() -> Switch:
     """Whether signals go to the program."""
     return Switch(
-        "--sig-proxy", help="Pass signals to the program (without a terminal)", default=True
+        "--sig-proxy",
+        help="Pass signals to the program (without a terminal; on unless =false)",
+        default=True,
     )
 
 

@@ -46,9 +46,7 @@ def run_command(session: Session, **values: Unpack[RunValues]) -> int:
         return 0
     if wanted == ("stdin",):
         session.write(f"{container.id}\n")
-    return stay(
-        session, container, lambda: start([ends])[0], wanted, sig_proxy=values["sig_proxy"]
-    )
+    return stay(session, container, lambda: start([ends])[0], wanted, sig_proxy=values["sig_proxy"])
 
 
 def create_command(session: Session, **values: Unpack[RunValues]) -> int:
@@ -343,7 +341,10 @@ def make_options() -> list[Option | Operand]:
             multiple=True,
         ),
         Option(
-            "-u", "--user", help="User, and group, by name or number", metavar="USER[:GROUP]",
+            "-u",
+            "--user",
+            help="User, and group, by name or number",
+            metavar="USER[:GROUP]",
             default="",
         ),
         Option(
@@ -362,7 +363,7 @@ def make_options() -> list[Option | Operand]:
             default="",
         ),
         Operand("image", "image"),
-        Operand("words", "word", many=True, required=False),
+        Operand("words", "program or argument", many=True, required=False),
     ]
 
 

@@ -119,7 +119,7 @@ class Events:
 
     @contextmanager
     def interruption(self) -> Iterator[Interruption]:
-        """Inside, a deadly signal or the client's end makes the interruption's descriptor readable."""
+        """Inside, a deadly signal or the client's end makes its descriptor readable."""
         with Interruption() as found, self.listening(signal=found.signal, hang_up=found.hang_up):
             yield found
 

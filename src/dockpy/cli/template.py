@@ -61,7 +61,7 @@ _COMMENT = re.compile(r"\s*/\*.*?\*/\s*?((?<=\s)-)?\}\}", re.DOTALL)
 _TOKEN = re.compile(
     r"""
       (?P<space>\s+)
-    | (?P<string>"(?:[^"\\\n]|\\.)*")
+    | (?P<string>"(?:[^"\\]|\\.)*")
     | (?P<raw>`[^`]*`)
     | (?P<number>[+-]?(?:0[xX][0-9a-fA-F]+|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+))
     | (?P<field>\.[A-Za-z_]\w*)
@@ -352,17 +352,32 @@ class _Line:
             self.next += 1
             return self.call(token, piped)
         value = self.operand()
-        following = self.peek()
-        if piped is not None or self.starts_operand(following):
+        if piped is None and not self.starts_operand(self.peek()):
+            return value
+        if token.kind not in ("field", "variable"):
             raise self.error(f"{token.text!r} takes no arguments; it is not a function", token)
-        return value
+        return self.method(token, value, piped)
+
+    def method(self, token: _Token, value: Evaluate, piped: Evaluate | None) -> Evaluate:
+        """A field with arguments: it must hold a function."""
+        arguments = self.arguments(piped)
+
+        def evaluate(frame: _Frame) -> Any:
+            found = value(frame)
+            if not callable(found):
+                raise self.error(f"{token.text!r} takes no arguments; it is not a function", token)
+            return found(*(argument(frame) for argument in arguments))
+
+        return evaluate
+
+    def arguments(self, piped: Evaluate | None) -> list[Evaluate]:
+        found: list[Evaluate] = []
+        while self.starts_operand(self.peek()):
+            found.append(self.operand())
+        return [*found, piped] if piped is not None else found
 
     def call(self, token: _Token, piped: Evaluate | None) -> Evaluate:
-        arguments: list[Evaluate] = []
-        while self.starts_operand(self.peek()):
-            arguments.append(self.operand())
-        if piped is not None:
-            arguments.append(piped)
+        arguments = self.arguments(piped)
         source, at, name = self.parser.source, token.at, token.text
         if name in ("and", "or"):
             if not arguments:

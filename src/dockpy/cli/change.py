@@ -1,0 +1,145 @@
+"""Lines of --change: the instructions of a Dockerfile that preset a container. Pure.
+
+Source: Docker's reference of `import --change` and of the Dockerfile format.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Sequence
+
+from dockpy.errors import UsageError
+from dockpy.model import Config
+from dockpy.settings import merge_environment
+from dockpy.signals import parse_signal
+
+SHELL = ("/bin/sh", "-c")
+_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?")
+
+
+def apply_changes(config: Config, changes: Sequence[str]) -> Config:
+    """The configuration with each line applied in turn. UsageError names the line."""
+    for line in changes:
+        word, _, rest = line.strip().partition(" ")
+        handler = INSTRUCTIONS.get(word.upper())
+        if handler is None:
+            names = ", ".join(INSTRUCTIONS)
+            raise UsageError(f"--change {line!r}: {word!r} is not one of {names}")
+        rest = rest.strip()
+        if not rest:
+            raise UsageError(f"--change {line!r}: {word.upper()} needs a value")
+        try:
+            config = handler(config, rest)
+        except (UsageError, ValueError) as error:
+            raise UsageError(f"--change {line!r}: {error}") from error
+    return config
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """A JSON list of texts, or a line for the shell."""
+    found = json_list(text)
+    return (*SHELL, text) if found is None else found
+
+
+def json_list(text: str) -> tuple[str, ...] | None:
+    """A JSON list of texts; None for what is not one."""
+    if not text.startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        return None
+    return tuple(found)
+
+
+def parse_pairs(text: str) -> dict[str, str]:
+    """`a=1 b="x y"`, or the old form `a the rest`."""
+    first = text.split(maxsplit=1)
+    if "=" not in first[0]:
+        if len(first) < 2:
+            raise UsageError("key=value expected")
+        return {first[0]: first[1]}
+    found = {}
+    for word in shlex.split(text):
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{word!r} is not key=value")
+        found[key] = value
+    return found
+
+
+def parse_ports(text: str) -> tuple[str, ...]:
+    """`80 443/tcp 7000-7002/udp`, each as number/protocol."""
+    found: list[str] = []
+    for word in text.split():
+        match = _PORT.fullmatch(word.lower())
+        if match is None:
+            raise UsageError(f"{word!r} is not a port such as 80/tcp")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 0 < first <= last <= 65535:
+            raise UsageError(f"{word!r}: ports go from 1 to 65535")
+        found += [f"{port}/{match[3] or 'tcp'}" for port in range(first, last + 1)]
+    return tuple(found)
+
+
+def _cmd(config: Config, text: str) -> Config:
+    return config.with_(cmd=parse_words(text))
+
+
+def _entrypoint(config: Config, text: str) -> Config:
+    return config.with_(entrypoint=parse_words(text))
+
+
+def _env(config: Config, text: str) -> Config:
+    entries = tuple(f"{key}={value}" for key, value in parse_pairs(text).items())
+    return config.with_(env=merge_environment(config.env, entries))
+
+
+def _expose(config: Config, text: str) -> Config:
+    ports = dict.fromkeys((*config.exposed_ports, *parse_ports(text)))
+    return config.with_(exposed_ports=tuple(ports))
+
+
+def _label(config: Config, text: str) -> Config:
+    return config.with_(labels={**config.labels, **parse_pairs(text)})
+
+
+def _stop_signal(config: Config, text: str) -> Config:
+    parse_signal(text)
+    return config.with_(stop_signal=text)
+
+
+def _user(config: Config, text: str) -> Config:
+    return config.with_(user=text)
+
+
+def _volume(config: Config, text: str) -> Config:
+    listed = json_list(text)
+    paths = tuple(text.split()) if listed is None else listed
+    for path in paths:
+        if not path.startswith("/"):
+            raise UsageError(f"{path!r} is not an absolute path")
+    return config.with_(volumes=tuple(dict.fromkeys((*config.volumes, *paths))))
+
+
+def _workdir(config: Config, text: str) -> Config:
+    if not text.startswith("/"):
+        raise UsageError(f"{text!r} is not an absolute path")
+    return config.with_(working_dir=text)
+
+
+INSTRUCTIONS: dict[str, Callable[[Config, str], Config]] = {
+    "CMD": _cmd,
+    "ENTRYPOINT": _entrypoint,
+    "ENV": _env,
+    "EXPOSE": _expose,
+    "LABEL": _label,
+    "STOPSIGNAL": _stop_signal,
+    "USER": _user,
+    "VOLUME": _volume,
+    "WORKDIR": _workdir,
+}

@@ -1,0 +1,294 @@
+"""images import tag rmi: what containers are made from."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, BinaryIO
+
+from dockpy.cli import filters as filtering
+from dockpy.cli.change import apply_changes
+from dockpy.cli.command import Operand, Option, Switch, command
+from dockpy.cli.engine import Engine
+from dockpy.cli.render import Listing, ago, created_at, size_text
+from dockpy.cli.session import Session
+from dockpy.download import is_url, open_url
+from dockpy.errors import Conflict, DockpyError, RequestError, UsageError
+from dockpy.model import Config, Image
+from dockpy.references import Reference, check_tag, parse
+
+NONE = "<none>"
+FILTERS = ("before", "dangling", "label", "reference", "since")
+IMAGES = Listing(
+    headers={
+        "CreatedAt": "CREATED AT",
+        "CreatedSince": "CREATED",
+        "Digest": "DIGEST",
+        "ID": "IMAGE ID",
+        "Repository": "REPOSITORY",
+        "Size": "SIZE",
+        "Tag": "TAG",
+    },
+    default="{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}",
+    quiet="ID",
+)
+
+
+@command(
+    "images",
+    "List images.",
+    Switch("-a", "--all", help="Also those without a name that others are made from"),
+    Option(
+        "-f",
+        "--filter",
+        "filters",
+        help=f"Only those that fit: {', '.join(FILTERS)}",
+        parse=filtering.parse_filter,
+        metavar="KEY=VALUE",
+        multiple=True,
+    ),
+    Option(
+        "--format",
+        "form",
+        help="table TEMPLATE, a Go template, or json",
+        metavar="FORMAT",
+        default="",
+    ),
+    Switch("--no-trunc", help="Do not shorten ids"),
+    Switch("-q", "--quiet", help="Only ids"),
+    Operand("name", "repository[:tag]", required=False),
+)
+def images(
+    session: Session,
+    *,
+    all: bool,
+    filters: Sequence[tuple[str, str]],
+    form: str,
+    no_trunc: bool,
+    quiet: bool,
+    name: str | None,
+) -> int:
+    wanted = filtering.group(filters, FILTERS)
+    found = select(session.runtime, wanted, everything=all)
+    if name is not None:
+        asked = parse(name)
+        found = [one for one in found if is_asked(one[1], asked)]
+    now = time.time()
+    rows = [row(image, label, now, shorten=not no_trunc) for image, label in found]
+    if quiet:
+        rows = list({each["ID"]: each for each in rows}.values())
+    session.write(IMAGES.render(rows, form=form, quiet=quiet))
+    return 0
+
+
+def is_asked(label: str, asked: Reference) -> bool:
+    """Whether a name `repository:tag` is the one asked for; without a tag any is."""
+    repository, _, tag = label.rpartition(":")
+    return repository == asked.repository and (not asked.tag or tag == asked.tag)
+
+
+def select(
+    engine: Engine, wanted: filtering.Filters, *, everything: bool
+) -> list[tuple[Image, str]]:
+    """Images with each of their names ("" when there is none), newest first."""
+    names = engine.tags.by_id()
+    parents = set() if everything else set(engine.graph.by_parent())
+    before = [engine.tags.lookup_image(one).created for one in wanted.get("before", ())]
+    since = [engine.tags.lookup_image(one).created for one in wanted.get("since", ())]
+    found: list[tuple[Image, str]] = []
+    for image in sorted(engine.graph.all(), key=lambda one: one.created, reverse=True):
+        labels = sorted(names.get(image.id, ()))
+        if not labels and image.id in parents:
+            continue
+        if before and image.created >= min(before):
+            continue
+        if since and image.created <= max(since):
+            continue
+        if not filtering.matches_labels(wanted.get("label", ()), image.config.labels):
+            continue
+        if "dangling" in wanted and filtering.parse_flag("dangling", wanted["dangling"]) is bool(
+            labels
+        ):
+            continue
+        if "reference" in wanted:
+            labels = [one for one in labels if fits_reference(one, wanted["reference"])]
+            if not labels:
+                continue
+        found += [(image, label) for label in labels or [""]]
+    return found
+
+
+def fits_reference(label: str, patterns: Sequence[str]) -> bool:
+    """Whether `repository:tag`, or its repository, fits one of the shell patterns.
+
+    A star does not match a slash, as in Go's path.Match.
+    """
+    repository = label.rpartition(":")[0]
+    return any(
+        pattern.count("/") == text.count("/")
+        and all(map(fnmatch.fnmatchcase, text.split("/"), pattern.split("/")))
+        for pattern in patterns
+        for text in (label, repository)
+    )
+
+
+def row(image: Image, label: str, now: float, *, shorten: bool) -> dict[str, Any]:
+    """What a line of images can show."""
+    repository, _, tag = label.rpartition(":") if label else (NONE, "", NONE)
+    return {
+        "CreatedAt": created_at(image.created),
+        "CreatedSince": ago(image.created, now),
+        "Digest": NONE,
+        "ID": image.short_id if shorten else f"sha256:{image.id}",
+        "Repository": repository,
+        "Size": size_text(image.size),
+        "Tag": tag,
+    }
+
+
+@command(
+    "import",
+    "Make an image from a root file system archive.\n\n"
+    "tar, also compressed by gzip, bzip2, xz or zstd, from a file, a URL or - for stdin.",
+    Option(
+        "-c",
+        "--change",
+        help="Preset as a Dockerfile does: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER ...",
+        metavar="INSTRUCTION",
+        multiple=True,
+    ),
+    Option("-m", "--message", help="Comment kept with the image", metavar="TEXT", default=""),
+    Operand("source", "file|url|-"),
+    Operand("name", "repository[:tag]", required=False),
+    Operand("tag", "tag", required=False),
+)
+def import_(
+    session: Session,
+    *,
+    source: str,
+    name: str | None,
+    tag: str | None,
+    change: tuple[str, ...],
+    message: str,
+) -> int:
+    config = apply_changes(Config(), change)
+    repository, chosen = name_of(name, tag)
+    with archive(session, source) as stream:
+        image = session.runtime.import_image(
+            stream, repository, chosen, config=config, comment=message or f"Imported from {source}"
+        )
+    session.write(f"sha256:{image.id}\n")
+    return 0
+
+
+def name_of(name: str | None, tag: str | None) -> tuple[str, str]:
+    """Repository and tag of `REPOSITORY[:TAG]`, or the old form with the tag beside it."""
+    if name is None:
+        return "", ""
+    reference = parse(name)
+    if reference.digest or (reference.tag and tag):
+        raise UsageError(f"{name}: give REPOSITORY[:TAG]")
+    return reference.repository, reference.tag or (check_tag(tag) if tag else "")
+
+
+@contextmanager
+def archive(session: Session, source: str) -> Iterator[BinaryIO | int]:
+    """The archive's bytes: a descriptor, or the body of a URL."""
+    if source == "-":
+        if session.stdin < 0:
+            raise RequestError("stdin is closed; pipe an archive into it, or name a file")
+        if session.stdin_tty:
+            raise UsageError("stdin is a terminal; pipe an archive into it, or name a file")
+        yield session.stdin
+    elif is_url(source):
+        with closing(open_url(source)) as body:
+            yield body
+    else:
+        descriptor = session.open(source)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+@command(
+    "tag",
+    "Give an image another name.",
+    Switch("-f", "--force", help="Move the name if another image has it (always on)"),
+    Operand("image", "image"),
+    Operand("name", "repository[:tag]"),
+    Operand("tag", "tag", required=False),
+)
+def tag(session: Session, *, image: str, name: str, tag: str | None, force: bool) -> int:
+    del force  # a name always moves, as in Docker since 1.12; scripts pass -f all the same
+    repository, chosen = name_of(name, tag)
+    session.runtime.tags.set(repository, chosen, image, force=True)
+    return 0
+
+
+@command(
+    "rmi",
+    "Remove images.\n\n"
+    "By name: the name, and the image with its last name. By id: all of it. An image that a "
+    "container was made from stays, as its files are the container's too.",
+    Switch("-f", "--force", help="Also by id when it has several names"),
+    Operand("images", "image", many=True),
+)
+def rmi(session: Session, *, images: tuple[str, ...], force: bool) -> int:
+    code = 0
+    for name in images:
+        try:
+            session.write("".join(f"{line}\n" for line in remove(session.runtime, name, force)))
+        except DockpyError as error:
+            session.error(f"dockpy: {error}")
+            code = 1
+    return code
+
+
+def remove(engine: Engine, name: str, force: bool) -> list[str]:
+    """Remove a name, or an image; the lines that tell what was removed. Conflict when in use."""
+    image = engine.tags.lookup_image(name)
+    labels = sorted(engine.tags.by_id().get(image.id, ()))
+    named = label_of(name, labels)
+    if named is not None and len(labels) > 1:
+        untag(engine, named)
+        return [f"Untagged: {named}"]
+    if len(labels) > 1 and not force:
+        raise Conflict(f"image {name} has {len(labels)} names; remove them, or use rmi -f")
+    check_unused(engine, image, name)
+    for label in labels:
+        untag(engine, label)
+    engine.graph.delete(image.id)
+    return [*(f"Untagged: {label}" for label in labels), f"Deleted: sha256:{image.id}"]
+
+
+def check_unused(engine: Engine, image: Image, name: str) -> None:
+    """Conflict when a container, also a stopped one, or another image needs it."""
+    for container in engine.containers_of(image):
+        if container.state.running:
+            raise Conflict(
+                f"image {name} is used by running container {container.short_id}; stop it first"
+            )
+        raise Conflict(
+            f"image {name} is used by stopped container {container.short_id}; remove it first"
+        )
+    children = engine.graph.by_parent().get(image.id, ())
+    if children:
+        raise Conflict(f"image {name} has {len(children)} images made from it; remove them first")
+
+
+def label_of(name: str, labels: Sequence[str]) -> str | None:
+    """The name `repository:tag` the user meant; None when it was an id."""
+    for candidate in (name, f"{name}:latest"):
+        if candidate in labels:
+            return candidate
+    return None
+
+
+def untag(engine: Engine, label: str) -> None:
+    """Remove one name."""
+    repository, _, tag = label.rpartition(":")
+    engine.tags.delete(repository, tag)
