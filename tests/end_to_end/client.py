@@ -154,6 +154,13 @@ class Client:
         if ids:
             self.ok("rm", "-f", *ids)
 
+    def remove_images(self, *kept: str) -> None:
+        """Remove every image but those of the kept names."""
+        stay = {line for name in kept for line in self.ok("images", "-q", name).lines}
+        others = [each for each in self.ok("images", "-q").lines if each not in stay]
+        if others:
+            self.ok("rmi", "-f", *others)
+
     def traces(self) -> dict[str, list[str]]:
         """Everything on disk and in the kernel that belongs to containers of this engine."""
         return {

@@ -48,9 +48,10 @@ def own_daemon(
 
 @pytest.fixture
 def dockpy(daemon: Daemon, _leaves_nothing: None) -> Iterator[Client]:
-    """The client of the module's daemon. The test's containers are removed after it."""
+    """The client of the module's daemon. The test's containers and images are removed after it."""
     yield daemon.client
     daemon.client.remove_all()
+    daemon.client.remove_images("base")
     eventually(
         lambda: not any(daemon.client.traces().values()),
         f"nothing is left of the test's containers ({daemon.client.traces()})",
