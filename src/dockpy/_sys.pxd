@@ -1,4 +1,5 @@
-# Kernel declarations shared by the native modules, and the record of a failed step. No code.
+# Kernel declarations shared by the native modules, the record of a failed step, and a system call
+# that is nothing but one.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
@@ -6,28 +7,99 @@ cdef struct Failure:
     int step
     int err
 
+cdef extern from *:
+    """
+    #include <sys/syscall.h>
+    #include <errno.h>
+    #include <unistd.h>
+
+    /* call(number, ...): the kernel's answer, minus errno when it refuses. Where it is written in
+     * assembly it touches no thread-local storage, so a child that shares its parent's memory may
+     * use it: no errno, no cancellation point, no broadcast to other threads. */
+    #if defined(__x86_64__)
+    static inline __attribute__((always_inline)) long dockpy_call_6(
+            long number, long a, long b, long c, long d, long e, long f) {
+        register long fourth __asm__("r10") = d;
+        register long fifth __asm__("r8") = e;
+        register long sixth __asm__("r9") = f;
+        long result;
+        __asm__ volatile("syscall"
+                         : "=a"(result)
+                         : "0"(number), "D"(a), "S"(b), "d"(c), "r"(fourth), "r"(fifth), "r"(sixth)
+                         : "rcx", "r11", "memory", "cc");
+        return result;
+    }
+    #else
+    static inline long dockpy_call_6(long number, long a, long b, long c, long d, long e, long f) {
+        long result = syscall(number, a, b, c, d, e, f);
+        return result < 0 ? -(long)errno : result;
+    }
+    #endif
+    #define dockpy_call_0(n) dockpy_call_6(n, 0, 0, 0, 0, 0, 0)
+    #define dockpy_call_1(n, a) dockpy_call_6(n, (long)(a), 0, 0, 0, 0, 0)
+    #define dockpy_call_2(n, a, b) dockpy_call_6(n, (long)(a), (long)(b), 0, 0, 0, 0)
+    #define dockpy_call_3(n, a, b, c) dockpy_call_6(n, (long)(a), (long)(b), (long)(c), 0, 0, 0)
+    #define dockpy_call_4(n, a, b, c, d) \\
+        dockpy_call_6(n, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
+    #define dockpy_call_5(n, a, b, c, d, e) \\
+        dockpy_call_6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
+    #define dockpy_call_pick(n, a, b, c, d, e, name, ...) name
+    #define dockpy_call(...) \\
+        dockpy_call_pick(__VA_ARGS__, dockpy_call_5, dockpy_call_4, dockpy_call_3, \\
+                         dockpy_call_2, dockpy_call_1, dockpy_call_0)(__VA_ARGS__)
+    """
+    # At most five arguments, each an integer or a pointer.
+    long call "dockpy_call"(long number, ...) nogil
+
 cdef extern from "<sys/syscall.h>" nogil:
     enum:
         SYS_bpf
         SYS_capset
+        SYS_chdir
         SYS_clone3
+        SYS_close
         SYS_close_range
+        SYS_dup3
+        SYS_execve
         SYS_execveat
         SYS_exit_group
+        SYS_fchdir
+        SYS_fchown
         SYS_fsconfig
         SYS_fsmount
         SYS_fsopen
+        SYS_getcwd
+        SYS_ioctl
+        SYS_mkdirat
+        SYS_mknodat
+        SYS_mount
         SYS_mount_setattr
         SYS_move_mount
         SYS_open_tree
+        SYS_openat
         SYS_openat2
         SYS_pivot_root
+        SYS_prctl
+        SYS_prlimit64
+        SYS_readlinkat
+        SYS_rt_sigaction
         SYS_rt_sigprocmask
         SYS_seccomp
+        SYS_setdomainname
         SYS_setgroups
+        SYS_sethostname
+        SYS_setns
         SYS_setresgid
         SYS_setresuid
+        SYS_setsid
+        SYS_socket
+        SYS_statx
+        SYS_symlinkat
+        SYS_umask
+        SYS_umount2
+        SYS_unshare
         SYS_waitid
+        SYS_write
 
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)

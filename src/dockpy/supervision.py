@@ -26,6 +26,8 @@ from pathlib import Path
 from socket import AF_UNIX, SHUT_RDWR, SOCK_SEQPACKET, socket
 from typing import Any, Protocol
 
+from dockpy import stdio
+from dockpy._copy import JOURNAL_SIZE
 from dockpy.errors import SupervisorLost
 from dockpy.messages import receive, send
 
@@ -505,8 +507,9 @@ class Supervision:
 
     def open_attachment(self, run: Run, ends: Streams) -> Attachment:
         descriptors = [
-            fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) if end >= 0 else -1
-            for end in (ends.stdin, ends.stdout, ends.stderr)
+            stdio.as_foreign_input(ends.stdin) if ends.stdin >= 0 else -1,
+            stdio.as_foreign_output(ends.stdout) if ends.stdout >= 0 else -1,
+            stdio.as_foreign_output(ends.stderr) if ends.stderr >= 0 else -1,
         ]
         return self._register(Attachment(next(self._keys), run, descriptors, ends.detach_keys))
 
@@ -654,12 +657,11 @@ def _duplicates_to_keep(streams: tuple[int, int, int, int]) -> tuple[int, int, i
 
 
 def _staging() -> list[int]:
-    """Two pipes and a page: where a batch of output waits while it is written."""
-    first = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    second = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    """A pipe and the journal's memory: where a batch of output waits while it is written."""
+    staging = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     journal = os.memfd_create("dockpy-journal", os.MFD_CLOEXEC)
-    os.ftruncate(journal, 4096)
-    return [*first, *second, journal]
+    os.ftruncate(journal, JOURNAL_SIZE)
+    return [*staging, journal]
 
 
 def _sealed_interpreter() -> int:

@@ -373,20 +373,20 @@ def _present(ends: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be a supervisor. `arguments`: listener, five inherited descriptors, containers' directory."""
+    """Be a supervisor. `arguments`: listener, three inherited descriptors, containers' directory."""
     listener = socket(AF_UNIX, SOCK_SEQPACKET, fileno=int(arguments[0]))
-    inheritance = [int(text) for text in arguments[1:6]]
+    inheritance = [int(text) for text in arguments[1:4]]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
     _process.set_name(b"dockpy-super")
     _process.set_undumpable()
     step, err = _process.try_enter_private_root(
-        os.fsencode(arguments[6]), os.fsencode(CONTAINERS.lstrip("/"))
+        os.fsencode(arguments[4]), os.fsencode(CONTAINERS.lstrip("/"))
     )
     if step:
         sys.exit(f"supervisor: {_process.ROOT_STEPS[step]}: {os.strerror(err)}")
     gc.collect()
     gc.freeze()
-    Supervisor(listener, Pump(inheritance[:4], inheritance[4]), inheritance).serve()
+    Supervisor(listener, Pump(inheritance[:2], inheritance[2]), inheritance).serve()
     # Threads are stopped by leaving; there is nothing to unwind.
     os._exit(0)

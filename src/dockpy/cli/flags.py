@@ -7,6 +7,7 @@ import re
 
 from dockpy.errors import UsageError
 from dockpy.humantime import parse_size
+from dockpy.stdio import parse_detach_keys
 
 STREAMS = ("stdin", "stdout", "stderr")
 NETWORKS = ("none", "host")
@@ -126,6 +127,13 @@ def parse_path_inside(text: str) -> str:
     """An absolute path inside the container."""
     if not text.startswith("/"):
         raise UsageError("an absolute path inside the container expected")
+    return text
+
+
+def parse_keys(text: str) -> str:
+    """Detach keys such as `ctrl-p,ctrl-q`, as they are; empty for the default."""
+    if text:
+        parse_detach_keys(text)
     return text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dockpy.cli.command import Operand, Option, Switch
-from dockpy.cli.flags import parse_seconds
+from dockpy.cli.flags import parse_keys, parse_seconds
 
 
 def containers() -> Operand:
@@ -21,6 +21,7 @@ def detach_keys() -> Option:
     return Option(
         "--detach-keys",
         help="Keys that leave the container running (with a terminal; default ctrl-p,ctrl-q)",
+        parse=parse_keys,
         metavar="KEYS",
         default="",
     )

@@ -10,7 +10,6 @@ from typing import TypedDict
 from dockpy.cli.flags import STREAMS
 from dockpy.errors import UsageError
 from dockpy.model import Bind, Config, Ulimit
-from dockpy.stdio import parse_detach_keys
 
 
 class RunValues(TypedDict):
@@ -92,8 +91,6 @@ def make_config(values: RunValues, caller: Caller, binds: tuple[Bind, ...]) -> C
         raise UsageError("--memory-swap counts memory too; make it --memory or more")
     if values["memory"] and values["memory_reservation"] > values["memory"]:
         raise UsageError("--memory-reservation is above --memory; make it smaller")
-    if values["detach_keys"]:
-        parse_detach_keys(values["detach_keys"])
     tmpfs = dict(values["tmpfs"])
     targets = [bind.target for bind in binds] + list(tmpfs)
     for target in targets:
