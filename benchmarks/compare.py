@@ -98,12 +98,6 @@ def burst(bench: Bench) -> None:
     bench.show("starts a second, API, 8 threads", [Samples("dockpy API", [rate], "/s")])
 
 
-def producer(size: int) -> tuple[str, ...]:
-    """A program that writes `size` bytes in lines of 100 bytes."""
-    line = "x" * 99
-    return ("/bin/sh", "-c", f"yes {line} | head -c {size}")
-
-
 def streams(bench: Bench) -> None:
     """Output to the log, to an attached client, and read back, in MB/s of 100-byte lines."""
     size = (100 if bench.short else 400) * 1_000_000
@@ -118,14 +112,14 @@ def streams(bench: Bench) -> None:
         began = time.perf_counter()
         subprocess.run(f"yes {'x' * 99} | head -c {size} | cat >/dev/null", shell=True, check=True)
         rows[0].values.append(size / 1e6 / (time.perf_counter() - began))
-        logged = bench.runtime.create(Config(image="base", cmd=producer(size)))
+        logged = bench.runtime.create(Config(image="base", cmd=("/lines", str(size))))
         began = time.perf_counter()
         logged.start()
         logged.wait()
         rows[1].values.append(size / 1e6 / (time.perf_counter() - began))
         rows[3].values.append(size / 1e6 / read_back(logged.copy_log, size))
         bench.runtime.destroy(logged)
-        attached = bench.runtime.create(Config(image="base", cmd=producer(size)))
+        attached = bench.runtime.create(Config(image="base", cmd=("/lines", str(size))))
         reader, writer = os.pipe()
         began = time.perf_counter()
         ends = attached.start([Streams(stdout=writer)])
@@ -262,17 +256,21 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 def base_archive(directory: Path, given: str | None) -> Path:
     """The root file system to measure with: a given tar, or a small one of busybox."""
     target = directory / "base.tar"
+    tree = directory / "tree"
+    tree.mkdir()
+    source = Path(__file__).with_name("lines.c")
+    subprocess.run(["cc", "-O2", "-static", "-o", str(tree / "lines"), str(source)], check=True)
     if given is not None:
         shutil.copyfile(given, target)
+        subprocess.run(["tar", "-C", str(tree), "-rf", str(target), "./lines"], check=True)
         return target
-    tree = directory / "tree"
     for name in ("bin", "dev", "proc", "sys", "etc", "tmp"):
         (tree / name).mkdir(parents=True)
     busybox = shutil.which("busybox")
     if busybox is None:
         raise SystemExit("compare: install busybox-static, or give --rootfs a tar")
     shutil.copy(busybox, tree / "bin" / "busybox")
-    for applet in ("true", "sh", "yes", "head", "sleep", "cat"):
+    for applet in ("true", "sh", "sleep", "cat"):
         (tree / "bin" / applet).symlink_to("busybox")
     (tree / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
     subprocess.run(["tar", "-C", str(tree), "-cf", str(target), "."], check=True)

@@ -126,8 +126,14 @@ cdef extern from "<time.h>" nogil:
         int64_t tv_sec
         int64_t tv_nsec
     int clock_gettime(int clock, timespec *now)
+    int nanosleep(const timespec *duration, timespec *left)
     enum:
         CLOCK_REALTIME
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+    enum:
+        PR_SET_TIMERSLACK
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -149,7 +155,8 @@ cdef enum:
     CARRIES = 120
     MANY = 64
     INPUT = 65536
-    ALWAYS = 0x40000000
+    STREAMING = 8192
+    PAUSE = 80000
 
 cdef enum Kind:
     KIND_EXITED = 1
@@ -208,6 +215,8 @@ cdef struct Source:
     uint32_t armed
     bint pollable
     bint is_socket
+    bint big
+    uint64_t moved
     Container *container
     Attachment *attachment
 
@@ -273,6 +282,7 @@ cdef struct Loop:
     pthread_mutex_t lock
     int waiting
     bint stopping
+    size_t streamed
     Source wake_source
     Container *containers
     Container *graves
@@ -671,7 +681,10 @@ cdef int take_batch(Loop *loop, Container *container, Source *source) noexcept n
         done += got
     dockpy_fence()
     journal.phase = WRITING
-    if moved >= 65536 and source.role != ROLE_TTY:
+    loop.streamed += moved
+    source.moved += moved
+    if source.moved > BIG_PIPE and not source.big:
+        source.big = True
         fcntl(source.fd, F_SETPIPE_SZ, BIG_PIPE)
     finish_batch(loop, container, stream, moved, False)
     return 1
@@ -1103,8 +1116,12 @@ cdef void recover(Loop *loop) noexcept nogil:
 
 cdef void run_loop(Loop *loop) noexcept nogil:
     cdef epoll_event events[MANY]
+    cdef timespec pause
     cdef int count
     cdef int i
+    pause.tv_sec = 0
+    pause.tv_nsec = PAUSE
+    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)
     pthread_mutex_lock(&loop.lock)
     recover(loop)
     while not loop.stopping:
@@ -1112,6 +1129,10 @@ cdef void run_loop(Loop *loop) noexcept nogil:
         pthread_mutex_unlock(&loop.lock)
         while dockpy_load(&loop.waiting) > 0:
             sched_yield()
+        if loop.streamed >= STREAMING:
+            # Output is pouring in: let the pipes fill, a wake-up per write costs more than it moves.
+            nanosleep(&pause, NULL)
+        loop.streamed = 0
         count = epoll_wait(loop.epoll, events, MANY, -1)
         pthread_mutex_lock(&loop.lock)
         for i in range(count):
