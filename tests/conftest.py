@@ -6,6 +6,7 @@ line are in end_to_end/.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -137,21 +138,45 @@ def _run_place() -> str:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
 
 
-@pytest.fixture
-def engine(real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path) -> Iterator[Runtime]:
-    """An engine in this process on a root of its own, with the busybox root as image `base`.
-
-    Whatever runs at the end is killed and removed, and the engine closed.
-    """
+@contextlib.contextmanager
+def running_engine(directory: Path, run: Path, archive: Path) -> Iterator[Runtime]:
+    """An engine on a new root below `directory`; what runs at the end is killed and removed."""
     from dockpy import Runtime
 
-    root = Path(tempfile.mkdtemp(prefix="engine-", dir=real_tmp))
+    root = Path(tempfile.mkdtemp(prefix="engine-", dir=directory))
     try:
-        with Runtime(root, run=short_run()) as runtime:
-            with open(tiny_archive, "rb") as archive:
-                runtime.import_image(archive, "base")
+        with Runtime(root, run=run) as runtime:
+            with open(archive, "rb") as source:
+                runtime.import_image(source, "base")
             yield runtime
             for container in runtime.list():
                 runtime.destroy(container, force=True)
     finally:
         shutil.rmtree(root)
+
+
+@pytest.fixture
+def engine(real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path) -> Iterator[Runtime]:
+    """An engine in this process on a root of its own, with the busybox root as image `base`."""
+    with running_engine(real_tmp, short_run(), tiny_archive) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def module_engine(
+    module_leaves_nothing: None,
+    real_tmp: Path,
+    short_run: Callable[[], Path],
+    tiny_archive: Path,
+) -> Iterator[Runtime]:
+    """As `engine`, for a module whose tests remove their containers: half a second less each.
+
+    One container has come and gone, so that no test is blamed for threads made on first use.
+    """
+    from dockpy import Config
+
+    with running_engine(real_tmp, short_run(), tiny_archive) as runtime:
+        first = runtime.create(Config(image="base", cmd=("/bin/true",)))
+        first.run()
+        runtime.destroy(first)
+        yield runtime
