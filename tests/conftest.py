@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,4 +180,8 @@ def module_engine(
         first = runtime.create(Config(image="base", cmd=("/bin/true",)))
         first.run()
         runtime.destroy(first)
+        for _ in range(500):
+            if not os.listdir(runtime.root / "containers"):
+                break
+            time.sleep(0.01)
         yield runtime
