@@ -73,7 +73,7 @@ CONTAINERS = Listing(
     Option(
         "-n",
         "--last",
-        help="The N newest, running or not",
+        help="The N newest, running or not (0: no limit)",
         parse=parse_count,
         metavar="N",
     ),
@@ -94,7 +94,7 @@ def ps(
 ) -> int:
     wanted = filtering.group(filters, FILTERS)
     limit = 1 if latest else last
-    if "status" in wanted or "exited" in wanted or limit is not None:
+    if "status" in wanted or "exited" in wanted or limit:
         all = True
     found = select(session.runtime, wanted, only_running=not all)[: limit or None]
     now = time.time()
@@ -183,8 +183,8 @@ def row(container: EngineContainer, now: float, *, shorten: bool) -> dict[str, A
     config = container.config
     words = " ".join((container.path, *container.args))
     image = container.image_name
-    if shorten and len(image) == 64:
-        image = image[:12]
+    if shorten and len(image.removeprefix("sha256:")) == 64:
+        image = image.removeprefix("sha256:")[:12]
     mounts = [bind.source for bind in config.binds]
     return {
         "Command": json.dumps(

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -130,7 +131,7 @@ def _tokens(source: str, position: int) -> tuple[tuple[_Token, ...], int, bool]:
         if match is None:
             if position >= len(source):
                 raise _error(source, start, "the action is not closed; }} is missing")
-            what = "the string is not closed" if source[position] in "\"'`" else "unexpected"
+            what = "the string is not closed" if source[position] in '"`' else "unexpected"
             raise _error(source, position, f"{what}: {source[position : position + 10]!r}")
         kind = str(match.lastgroup)
         if kind != "space":
@@ -623,8 +624,12 @@ def to_text(value: Any) -> str:
 
 
 def _float(value: float) -> str:
-    text = repr(value)
-    return text.removesuffix(".0") if abs(value) < 1e21 else text
+    """Go's %v: the fewest digits; with an exponent below 1e-04 and from 1e+06 on."""
+    mantissa, _, exponent = f"{Decimal(repr(value)).normalize():e}".partition("e")
+    power = int(exponent or 0)
+    if -4 <= power < 6:
+        return repr(value).removesuffix(".0")
+    return f"{mantissa}e{'-' if power < 0 else '+'}{abs(power):02d}"
 
 
 def to_json(value: Any) -> str:
@@ -687,7 +692,7 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int | float):
-        return "number"
+        return "int" if isinstance(value, int) else "float"
     return "text" if isinstance(value, str) else "other"
 
 
@@ -700,7 +705,7 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def _less(left: Any, right: Any) -> bool:
-    if _kind(left) != _kind(right) or _kind(left) not in ("number", "text"):
+    if _kind(left) != _kind(right) or _kind(left) not in ("int", "float", "text"):
         raise TemplateError(f"{to_text(left)!r} and {to_text(right)!r} cannot be compared")
     return bool(left < right)
 
@@ -813,7 +818,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "split": lambda text, separator: _string(text).split(_string(separator)),
     "upper": lambda text: _string(text).upper(),
     "lower": lambda text: _string(text).lower(),
-    "title": lambda text: re.sub(r"(^|\s)(\w)", lambda m: m[1] + m[2].upper(), _string(text)),
+    "title": lambda text: re.sub(r"(?<![\w'])[^\W\d_]", lambda m: m[0].upper(), _string(text)),
     "truncate": _truncate,
     "pad": _pad,
 }

@@ -1,0 +1,340 @@
+"""A small engine for the tests of the command line: containers that do as they are told."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dockpy.cli import main
+from dockpy.cli.session import Session
+from dockpy.container import Record
+from dockpy.errors import Conflict, DockpyError, NoSuchContainer, NoSuchImage
+from dockpy.model import Config, Image, State, Status
+from dockpy.references import parse
+from dockpy.settings import command, merge
+from dockpy.supervision import AttachmentEnd, Streams
+
+NOW = 1_790_000_000.0
+
+
+def make_image(number: int = 1, **values: Any) -> Image:
+    digit = f"{number:x}"
+    defaults: dict[str, Any] = {
+        "id": digit * 64,
+        "layers": (digit * 64,),
+        "diff_ids": (digit * 64,),
+        "created": NOW - 3600 * number,
+        "config": Config(),
+        "architecture": "amd64",
+        "size": 117_000_000,
+    }
+    return Image(**(defaults | values))
+
+
+class FakeAttachment:
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self._done = threading.Event()
+        self._end = AttachmentEnd.CLOSED
+
+    def wait(self, timeout: float | None = None) -> AttachmentEnd:
+        if not self._done.wait(10 if timeout is None else timeout):
+            raise TimeoutError
+        return self._end
+
+    def close(self) -> None:
+        self.finish(AttachmentEnd.CLOSED)
+
+    def finish(self, end: AttachmentEnd) -> None:
+        if not self._done.is_set():
+            self._end = end
+            self._done.set()
+
+
+class FakeContainer:
+    """`behave` is called in a thread of its own when it starts; by default it ends with 0."""
+
+    def __init__(self, engine: FakeEngine, record: Record, state: State) -> None:
+        self.engine = engine
+        self.record = record
+        self.state = state
+        self.calls: list[tuple[Any, ...]] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.sized = threading.Event()
+        self.attachments: list[FakeAttachment] = []
+        self._callbacks: list[Callable[[object], None]] = []
+        self.log_calls: list[dict[str, Any]] = []
+
+    id = property(lambda self: self.record.id)
+    short_id = property(lambda self: self.record.id[:12])
+    name = property(lambda self: self.record.name)
+    created = property(lambda self: self.record.created)
+    config = property(lambda self: self.record.config)
+    image_name = property(lambda self: self.record.image_name)
+    path = property(lambda self: command(self.record.config)[0])
+    args = property(lambda self: command(self.record.config)[1:])
+    directory = property(lambda self: self.engine.root / "containers" / self.record.id)
+
+    def start(self, attach: Sequence[Streams] = ()) -> list[FakeAttachment]:
+        if self.engine.start_error is not None:
+            raise self.engine.start_error
+        self.calls.append(("start",))
+        self.state = State(status=Status.RUNNING, pid=1, started_at=NOW)
+        self.attachments += [FakeAttachment(one) for one in attach]
+        threading.Thread(target=self.engine.behave, args=(self,)).start()
+        return self.attachments
+
+    def end(self, code: int = 0) -> None:
+        """The program ends."""
+        self.state = replace(self.state, status=Status.EXITED, exit_code=code, finished_at=NOW)
+        for callback in self._callbacks:
+            callback(self)
+        for attachment in self.attachments:
+            attachment.finish(AttachmentEnd.ENDED)
+
+    def attach(self, streams: Streams) -> FakeAttachment:
+        attachment = FakeAttachment(streams)
+        self.attachments.append(attachment)
+        threading.Thread(target=self.engine.behave, args=(self,)).start()
+        return attachment
+
+    def _require_running(self) -> None:
+        if not self.state.running:
+            raise Conflict(f"container {self.name} is not running")
+
+    def stop(self, timeout: float | None = None) -> None:
+        self.calls.append(("stop", timeout))
+        if self.state.running:
+            self.end(143)
+
+    def kill(self, number: int = 9) -> None:
+        self._require_running()
+        self.calls.append(("kill", number))
+        self.engine.on_kill(self, number)
+
+    def restart(self, timeout: float | None = None) -> None:
+        self.calls.append(("restart", timeout))
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.state.exit_code
+
+    def resize(self, rows: int, columns: int) -> None:
+        self.sizes.append((rows, columns))
+        self.sized.set()
+
+    def on_exit(self, callback: Callable[[object], None]) -> None:
+        if self.state.running:
+            self._callbacks.append(callback)
+        else:
+            callback(self)
+
+    def copy_log(self, stdout: int, stderr: int, **selection: Any) -> None:
+        self.log_calls.append(selection)
+        os.write(stdout, b"out\n")
+        os.write(stderr, b"err\n")
+        self.engine.on_log(self, selection)
+
+
+def end_at_once(container: FakeContainer) -> None:
+    container.end(0)
+
+
+@dataclass
+class FakeGraph:
+    images: dict[str, Image] = field(default_factory=dict)
+
+    def get(self, reference: str) -> Image:
+        for image_id, image in self.images.items():
+            if image_id.startswith(reference.removeprefix("sha256:")):
+                return image
+        raise NoSuchImage(reference)
+
+    def all(self) -> list[Image]:
+        return list(self.images.values())
+
+    def by_parent(self) -> dict[str, list[Image]]:
+        found: dict[str, list[Image]] = {}
+        for image in self.images.values():
+            if image.parent:
+                found.setdefault(image.parent, []).append(image)
+        return found
+
+    def lower_directories(self, image: Image) -> list[Path]:
+        return [Path("/layers") / layer for layer in reversed(image.layers)]
+
+    def delete(self, reference: str) -> None:
+        del self.images[self.get(reference).id]
+
+
+@dataclass
+class FakeTags:
+    graph: FakeGraph
+    names: dict[str, str] = field(default_factory=dict)
+
+    def set(self, repository: str, tag: str, reference: str, force: bool = False) -> None:
+        self.names[f"{repository}:{tag or 'latest'}"] = self.lookup_image(reference).id
+
+    def lookup_image(self, name: str) -> Image:
+        if len(name.removeprefix("sha256:")) == 64:
+            return self.graph.get(name)
+        reference = parse(name)
+        full = f"{reference.repository}:{reference.tag or 'latest'}"
+        if full in self.names:
+            return self.graph.get(self.names[full])
+        return self.graph.get(name)
+
+    def by_id(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, image_id in sorted(self.names.items()):
+            found.setdefault(image_id, []).append(name)
+        return found
+
+    def delete(self, repository: str, tag: str = "") -> list[str]:
+        del self.names[f"{repository}:{tag}"]
+        return [f"{repository}:{tag}"]
+
+
+@dataclass(frozen=True)
+class FakeInfo:
+    version: str = "0.1.0"
+    root: str = "/var/lib/dockpy"
+    run: str = "/run/dockpy"
+    containers: int = 3
+    running: int = 1
+    images: int = 2
+    supervisors: tuple[int, ...] = (11, 12)
+    kernel: str = "6.18"
+    architecture: str = "x86_64"
+    cpus: int = 2
+    memory: int = 4 << 30
+    cgroup: str = "hybrid"
+    warnings: tuple[str, ...] = ("a warning",)
+
+
+@dataclass
+class FakeEngine:
+    """`base` is an image; created containers are numbered from a."""
+
+    root: Path = Path("/var/lib/dockpy")
+    run: Path = Path("/run/dockpy")
+    graph: FakeGraph = field(default_factory=FakeGraph)
+    containers: list[FakeContainer] = field(default_factory=list)
+    destroyed: list[str] = field(default_factory=list)
+    gone: dict[str, int] = field(default_factory=dict)
+    imported: list[tuple[bytes, str, str, Config | None, str]] = field(default_factory=list)
+    start_error: DockpyError | None = None
+    behave: Callable[[FakeContainer], None] = end_at_once
+    on_kill: Callable[[FakeContainer, int], None] = lambda _container, _number: None
+    on_log: Callable[[FakeContainer, dict[str, Any]], None] = lambda _container, _selection: None
+    tags: FakeTags = field(init=False)
+
+    def __post_init__(self) -> None:
+        base = make_image(1)
+        self.graph.images[base.id] = base
+        self.tags = FakeTags(self.graph, {"base:latest": base.id})
+
+    def create(self, config: Config, name: str | None = None) -> FakeContainer:
+        image = self.tags.lookup_image(config.image)
+        merged = merge(image.config, config)
+        command(merged)
+        identifier = "abcdef0123456789"[len(self.containers)] * 64
+        chosen = name or f"name{len(self.containers)}"
+        record = Record(
+            identifier, chosen, NOW + len(self.containers), merged, image.id, config.image
+        )
+        container = FakeContainer(self, record, State())
+        self.containers.append(container)
+        return container
+
+    def get(self, reference: str) -> FakeContainer:
+        for container in self.containers:
+            if container.name == reference or container.id.startswith(reference):
+                return container
+        raise NoSuchContainer(reference)
+
+    def exit_code_of(self, identifier: str) -> int | None:
+        return self.gone.get(identifier)
+
+    def list(self) -> Sequence[FakeContainer]:
+        return sorted(self.containers, key=lambda one: one.created, reverse=True)
+
+    def destroy(self, container: Any, *, force: bool = False) -> None:
+        if container.state.running and not force:
+            raise Conflict("it is running")
+        self.containers.remove(container)
+        self.destroyed.append(container.id)
+
+    def import_image(
+        self,
+        source: BinaryIO | int,
+        repository: str = "",
+        tag: str = "",
+        *,
+        config: Config | None = None,
+        comment: str = "",
+    ) -> Image:
+        data = os.read(source, 1 << 16) if isinstance(source, int) else source.read()
+        self.imported.append((data, repository, tag, config, comment))
+        return make_image(2)
+
+    def containers_of(self, image: Image) -> Sequence[FakeContainer]:
+        return [one for one in self.containers if one.record.image_id == image.id]
+
+    def info(self) -> FakeInfo:
+        return FakeInfo()
+
+
+@dataclass
+class Caller:
+    """A caller of commands whose output ends in files."""
+
+    engine: FakeEngine
+    directory: Path
+    stdin: int = -1
+    stdin_tty: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    window: tuple[int, int] = (0, 0)
+    raw: list[bool] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    session: Session | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[Session]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        stdout = os.open(self.directory / ".stdout", flags, 0o600)
+        stderr = os.open(self.directory / ".stderr", flags, 0o600)
+        cwd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.session = Session(
+            runtime=self.engine,
+            stdin=self.stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=self.env,
+            uid=os.geteuid(),
+            gid=os.getegid(),
+            stdin_tty=self.stdin_tty,
+            window=self.window,
+            set_raw=self.raw.append,
+            leave=self.left.append,
+        )
+        try:
+            yield self.session
+        finally:
+            for descriptor in (stdout, stderr, cwd):
+                os.close(descriptor)
+
+    def __call__(self, *argv: str) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        with self.opened() as session:
+            code = main.run(session, argv)
+        return (
+            code,
+            (self.directory / ".stdout").read_text(),
+            (self.directory / ".stderr").read_text(),
+        )
