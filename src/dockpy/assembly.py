@@ -225,7 +225,7 @@ class Assembler:
             shm_size=config.shm_size,
             devices=tuple(node for text in config.devices for node in parse_device(text).nodes()),
             init_slot=slot(self._init_program()) if config.init else None,
-            mount_cgroup=True,
+            mount_cgroup=self._cgroups.kind == "v2",
         )
         plan = start_plan(spec)
         return plan, StartRequest(

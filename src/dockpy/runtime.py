@@ -21,6 +21,7 @@ from typing import BinaryIO
 from dockpy import _process, etcfiles
 from dockpy.assembly import Assembler, Site, Started
 from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
+from dockpy.closing import LateCloser
 from dockpy.container import Container, Record
 from dockpy.errors import Locked, NameInUse, NoSuchContainer, RequestError, TornRecord
 from dockpy.graph import Graph
@@ -110,6 +111,8 @@ class Runtime:
             self.cgroups = CgroupTree(Hierarchies.detect(), parent)
             self.cgroups.prepare()
             undo.callback(self.cgroups.close)
+            self._closer = LateCloser()
+            undo.callback(self._closer.close)
             self._janitor = Janitor()
             undo.callback(self._janitor.close)
             count = supervisors or len(os.sched_getaffinity(0))
@@ -163,10 +166,10 @@ class Runtime:
             self._names[chosen] = identifier
         record = Record(identifier, chosen, time.time(), merged, image.id, config.image)
         try:
-            directory = self.root / "containers" / identifier
+            directory = f"{self.root}/containers/{identifier}"
             os.mkdir(directory, 0o710)
-            os.mkdir(directory / "upper", 0o755)
-            os.mkdir(directory / "work", 0o700)
+            os.mkdir(f"{directory}/upper", 0o755)
+            os.mkdir(f"{directory}/work", 0o700)
             self._write_record(record)
         except BaseException:
             with self._lock:
@@ -332,7 +335,10 @@ class Runtime:
                 self._write_state(record, container.state)
             run.forget()
             if isinstance(held, Started):
-                os.close(held.root)
+                if record.id in self._containers:
+                    os.close(held.root)  # it may be started again, on the same upper
+                else:
+                    self._closer.put(held.root)
                 held.cgroup.remove()
             elif held is not None:
                 held.remove()
@@ -417,21 +423,19 @@ class Runtime:
         write(path, json.dumps(values).encode(), self._flusher)
 
     def _write_files(self, record: Record, hostname: str) -> Path:
+        """The container's own /etc files, anew at each start, in its run directory."""
         config = record.config
         files = self.run / "containers" / record.id
-        files.mkdir(mode=0o700, exist_ok=True)
-        try:
-            host_resolv = Path("/etc/resolv.conf").read_text(errors="replace")
-        except OSError:
-            host_resolv = ""
-        texts = {
-            "hosts": etcfiles.hosts(hostname, config.domainname, config.extra_hosts),
-            "hostname": f"{hostname}\n",
-            "resolv.conf": etcfiles.resolv(host_resolv, config.dns, config.dns_search),
-        }
-        for name, text in texts.items():
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(files, 0o700)
+        texts = (
+            ("hosts", etcfiles.hosts(hostname, config.domainname, config.extra_hosts)),
+            ("hostname", f"{hostname}\n"),
+            ("resolv.conf", etcfiles.resolv(host_resolv(), config.dns, config.dns_search)),
+        )
+        for name, text in texts:
             descriptor = os.open(
-                files / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
+                f"{files}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
             )
             os.write(descriptor, text.encode())
             os.close(descriptor)
@@ -566,6 +570,18 @@ def cgroup_name(root: Path) -> str:
     if root == DEFAULT_ROOT:
         return "dockpy"
     return f"dockpy-{hashlib.sha256(bytes(root)).hexdigest()[:12]}"
+
+
+def host_resolv() -> str:
+    """The host's resolver settings; empty without any."""
+    try:
+        descriptor = os.open("/etc/resolv.conf", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(descriptor, 65536).decode(errors="replace")
+    finally:
+        os.close(descriptor)
 
 
 def own_capabilities() -> int:
