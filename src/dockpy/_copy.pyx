@@ -637,7 +637,7 @@ cdef size_t batch_limit(Container *container) noexcept nogil:
     # Small logs rotate in time when their batches are small.
     cdef int64_t limit = BATCH
     if container.log_limit:
-        limit = container.log_limit // 4
+        limit = container.log_limit // 32
         if limit > BATCH:
             limit = BATCH
         if limit < 4096:
