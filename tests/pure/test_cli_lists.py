@@ -444,7 +444,7 @@ def test_inspect_of_several_shows_what_there_is_and_names_what_is_not(
     assert container["Name"] == "/web"
     assert image["RepoTags"] == ["base:latest"]
     assert image["RootFS"] == {"Type": "layers", "Layers": [f"sha256:{'1' * 64}"]}
-    assert caller("inspect", "nope")[1] == "[]\n"
+    assert caller("inspect", "nope") == (1, "", "dockpy: no such object: nope\n")
 
 
 def test_inspect_looks_for_one_type_only_when_told(

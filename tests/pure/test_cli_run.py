@@ -14,6 +14,7 @@ import pytest
 from cli_engine import Caller, FakeContainer, FakeEngine
 from dockpy.cli import main
 from dockpy.cli.request import RunValues
+from dockpy.cli.session import Session
 from dockpy.errors import CannotExecute, CommandNotFound, KernelError
 from dockpy.model import Bind, Config, Ulimit
 from dockpy.supervision import AttachmentEnd
@@ -477,3 +478,29 @@ def test_many_callers_at_once_do_not_meet(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(10)
     assert outcomes == {number: (number, "", "") for number in range(16)}
+
+
+@pytest.mark.parametrize("words", ["", "-i", "-a stdin", "-a=false"])
+def test_a_caller_with_all_streams_closed_gets_the_exit_code(
+    words: str, engine: FakeEngine
+) -> None:
+    engine.behave = lambda container: container.end(5)
+    cwd = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        session = Session(runtime=engine, cwd=cwd, uid=0, gid=0)
+        assert main.run(session, ["run", *words.split(), "base", "ls"]) == 5
+    finally:
+        os.close(cwd)
+    assert engine.containers[0].attachments == []
+
+
+def test_a_caller_with_all_streams_closed_can_leave(engine: FakeEngine) -> None:
+    engine.behave = lambda _container: None
+    cwd = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        session = Session(runtime=engine, cwd=cwd, uid=0, gid=0)
+        session.events.hang_up()
+        assert main.run(session, ["run", "base", "ls"]) == 141
+    finally:
+        os.close(cwd)
+    assert engine.containers[0].state.running

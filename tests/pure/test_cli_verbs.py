@@ -375,7 +375,7 @@ def test_the_daemon_verb_never_starts_one_inside_another(caller: Caller) -> None
     for words in (("daemon",), ("-d",), ("-d=true",)):
         code, _, errors = caller(*words)
         assert code == 1
-        assert "a daemon serves /var/lib/dockpy already" in errors
+        assert f"the daemon with pid {os.getpid()} serves /var/lib/dockpy already" in errors
 
 
 # -- failures nobody foresaw -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -36,6 +37,25 @@ def require_terminal(session: Session, config: Config, wanted: Sequence[str]) ->
     """Refuse to connect a pipe to a container's terminal. UsageError, in Docker's words."""
     if config.tty and "stdin" in wanted and not session.stdin_tty:
         raise UsageError("the input device is not a TTY; leave out -t, or -i")
+
+
+def start_connected(
+    container: EngineContainer,
+    start: Callable[[Sequence[Streams]], Sequence[EngineAttachment]],
+    ends: Streams,
+) -> EngineAttachment:
+    """Start with the streams connected; without any, one that ends with the program."""
+    if max(ends.stdin, ends.stdout, ends.stderr) < 0:
+        start(())
+        return NothingConnected(container)
+    return start([ends])[0]
+
+
+def attach_connected(container: EngineContainer, ends: Streams) -> EngineAttachment:
+    """Attach; without any stream, something that ends with the program."""
+    if max(ends.stdin, ends.stdout, ends.stderr) < 0:
+        return NothingConnected(container)
+    return container.attach(ends)
 
 
 @contextmanager
@@ -89,6 +109,25 @@ def stay(
 
 def ignore_size(_rows: int, _columns: int) -> None:
     """A container without a terminal has no size."""
+
+
+class NothingConnected:
+    """Stands for the attachment of a caller all of whose streams are closed."""
+
+    def __init__(self, container: EngineContainer) -> None:
+        self._end = AttachmentEnd.ENDED
+        self._done = threading.Event()
+        container.on_exit(lambda _container: self._done.set())
+
+    def wait(self, timeout: float | None = None) -> AttachmentEnd:
+        if not self._done.wait(timeout):
+            raise TimeoutError("the container is still running")
+        return self._end
+
+    def close(self) -> None:
+        if not self._done.is_set():
+            self._end = AttachmentEnd.CLOSED
+            self._done.set()
 
 
 class _Seat:

@@ -51,7 +51,7 @@ def inspect(session: Session, *, names: tuple[str, ...], format: str | None, kin
             session.write(template.render(values) + "\n")
     elif format == "json":
         session.write("".join(f"{to_json(values)}\n" for values in found))
-    else:
+    elif found:
         session.write(pretty_json(found))
     for error in errors:
         session.error(f"dockpy: {error}")

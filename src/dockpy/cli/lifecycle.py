@@ -10,7 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dockpy.cli import options
 from dockpy.cli.command import Option, Switch, command
 from dockpy.cli.engine import EngineAttachment, EngineContainer
-from dockpy.cli.foreground import require_terminal, stay, streams
+from dockpy.cli.foreground import (
+    attach_connected,
+    require_terminal,
+    start_connected,
+    stay,
+    streams,
+)
 from dockpy.cli.session import DEADLY, LEFT_BY_PIPE, Session
 from dockpy.errors import Conflict, DockpyError, NoSuchContainer, UsageError
 from dockpy.signals import parse_signal
@@ -98,8 +104,8 @@ def start_attached(
 
     def connect() -> EngineAttachment:
         if container.state.running:
-            return container.attach(ends)
-        return container.start([ends])[0]
+            return attach_connected(container, ends)
+        return start_connected(container, container.start, ends)
 
     return stay(session, container, connect, wanted, sig_proxy=sig_proxy)
 
@@ -125,7 +131,12 @@ def attach(
     require_terminal(session, config, wanted)
     ends = streams(session, config, wanted, detach_keys)
     return stay(
-        session, found, lambda: found.attach(ends), wanted, sig_proxy=sig_proxy, redraw=True
+        session,
+        found,
+        lambda: attach_connected(found, ends),
+        wanted,
+        sig_proxy=sig_proxy,
+        redraw=True,
     )
 
 

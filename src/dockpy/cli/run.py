@@ -11,7 +11,7 @@ from typing import Unpack
 from dockpy.cli import flags, options
 from dockpy.cli.command import Command, Operand, Option, Switch
 from dockpy.cli.engine import EngineAttachment, EngineContainer
-from dockpy.cli.foreground import require_terminal, stay, streams
+from dockpy.cli.foreground import require_terminal, start_connected, stay, streams
 from dockpy.cli.request import Caller, RunValues, absolute_source, attached_streams, make_config
 from dockpy.cli.session import Session
 from dockpy.errors import DockpyError, NoSuchImage, RequestError
@@ -40,13 +40,19 @@ def run_command(session: Session, **values: Unpack[RunValues]) -> int:
             discard(session, container, values["cidfile"])
             raise
 
-    if not wanted:
+    if values["detach"]:
         start()
         session.write(f"{container.id}\n")
         return 0
-    if wanted == ("stdin",):
+    if "stdout" not in wanted and "stderr" not in wanted:
         session.write(f"{container.id}\n")
-    return stay(session, container, lambda: start([ends])[0], wanted, sig_proxy=values["sig_proxy"])
+    return stay(
+        session,
+        container,
+        lambda: start_connected(container, start, ends),
+        wanted,
+        sig_proxy=values["sig_proxy"],
+    )
 
 
 def create_command(session: Session, **values: Unpack[RunValues]) -> int:

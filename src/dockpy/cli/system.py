@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import Any
 
@@ -111,4 +112,4 @@ def formatted(form: str, values: object) -> str:
 def daemon(session: Session, *, root: str | None, run: str | None) -> int:
     del root, run
     served = session.runtime.info().root
-    raise Conflict(f"a daemon serves {served} already; it ran this very command")
+    raise Conflict(f"the daemon with pid {os.getpid()} serves {served} already")
