@@ -3,14 +3,17 @@
 the plan's steps until it executes the program.
 
 Rules of the code between clone and exec, which a test over the generated C enforces: no GIL, no
-allocation, no Python object, no glibc call that locks or tells other threads (setuid and its family
-are raw system calls). The parent's thread sleeps meanwhile (CLONE_VFORK), so the child may use its
-own small stack and write its failure where the parent reads it. Source: clone(2), vfork(2).
+allocation, no Python object, and of libc only memory and string functions: every system call is
+`call` of `_sys.pxd`, because libc's own may lock, tell other threads (setuid) or allocate (getcwd).
+The parent's thread sleeps meanwhile (CLONE_VFORK), so the child may use a small stack of its own
+and write its failure where the parent reads it. Several threads may spawn at once: each spawn has
+its own everything. Source: clone(2), vfork(2).
 
-The layout of a plan is described in `plan.py`; nothing in it is trusted.
+The layout of a plan is described in `plan.py`; nothing in it is trusted. A plan that passes `check`
+can name no descriptor and no text outside of it, and does its mounts in namespaces of its own.
 """
 
-from libc.errno cimport EACCES, EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR, errno
+from libc.errno cimport EACCES, EEXIST, EINTR, EINVAL, EISDIR, ELIBACC, ELOOP, ENAMETOOLONG, ENOENT, ENOSYS, ENOTDIR, errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcpy, memset, strlen
@@ -18,7 +21,6 @@ from libc.string cimport memchr, memcpy, memset, strlen
 from dockpy._sys cimport *
 
 cdef extern from "<fcntl.h>" nogil:
-    int open(const char *path, int flags, ...)
     int openat(int directory, const char *path, int flags, ...)
     int fcntl(int fd, int command, ...)
     enum:
@@ -35,44 +37,27 @@ cdef extern from "<fcntl.h>" nogil:
         O_NOFOLLOW
         O_PATH
         O_RDONLY
-        O_RDWR
         O_WRONLY
 
 cdef extern from "<unistd.h>" nogil:
-    int chdir(const char *path)
     int close(int fd)
-    int dup3(int old, int new, int flags)
-    int execve(const char *path, char **argv, char **envp)
-    int fchdir(int fd)
-    int fchown(int fd, uint32_t uid, uint32_t gid)
-    char *getcwd(char *buffer, size_t size)
-    int setdomainname(const char *name, size_t size)
-    int sethostname(const char *name, size_t size)
-    int setsid()
-    int symlinkat(const char *target, int directory, const char *path)
-    ssize_t write(int fd, const void *data, size_t size)
 
 cdef extern from "<sys/stat.h>" nogil:
-    cdef struct stat:
-        uint32_t st_mode
-    int fchmodat(int directory, const char *path, uint32_t mode, int flags)
-    int fstat(int fd, stat *status)
-    int mkdirat(int directory, const char *path, uint32_t mode)
-    int mknodat(int directory, const char *path, uint32_t mode, uint64_t device)
-    uint32_t umask(uint32_t mask)
+    cdef struct statx_t "statx":
+        uint32_t stx_mode
+    enum:
+        STATX_TYPE
     bint S_ISDIR(uint32_t mode)
+    bint S_ISFIFO(uint32_t mode)
+    bint S_ISSOCK(uint32_t mode)
 
 cdef extern from "<sys/mount.h>" nogil:
-    int mount(const char *source, const char *target, const char *kind, unsigned long flags, const void *data)
-    int umount2(const char *target, int flags)
     enum:
         MNT_DETACH
         MS_PRIVATE
         MS_REC
 
 cdef extern from "<sched.h>" nogil:
-    int setns(int fd, int kind)
-    int unshare(int flags)
     enum:
         CLONE_NEWCGROUP
         CLONE_NEWIPC
@@ -84,22 +69,14 @@ cdef extern from "<sched.h>" nogil:
         CLONE_VM
 
 cdef extern from "<signal.h>" nogil:
-    ctypedef void (*handler_t)(int) noexcept nogil
-    cdef struct sigaction_t "sigaction":
-        handler_t sa_handler
-    int sigaction(int number, const sigaction_t *new, sigaction_t *old)
-    handler_t SIG_DFL
     enum:
-        SIGCHLD
         SIG_SETMASK
 
 cdef extern from "<sys/ioctl.h>" nogil:
-    int ioctl(int fd, unsigned long request, ...)
     enum:
         TIOCSCTTY
 
 cdef extern from "<sys/socket.h>" nogil:
-    int socket(int family, int kind, int protocol)
     enum:
         AF_INET
         SOCK_CLOEXEC
@@ -112,18 +89,11 @@ cdef extern from "<net/if.h>" nogil:
         SIOCSIFFLAGS
 
 cdef extern from "<sys/prctl.h>" nogil:
-    int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
     enum:
         PR_CAPBSET_DROP
         PR_CAP_AMBIENT
         PR_CAP_AMBIENT_CLEAR_ALL
         PR_SET_NO_NEW_PRIVS
-
-cdef extern from "<sys/resource.h>" nogil:
-    cdef struct rlimit:
-        uint64_t rlim_cur
-        uint64_t rlim_max
-    int prlimit(int pid, int resource, const rlimit *new, rlimit *old)
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *at, size_t size, int protection, int flags, int fd, long offset)
@@ -142,6 +112,7 @@ cdef extern from "<sys/wait.h>" nogil:
     enum:
         P_PIDFD
         WEXITED
+        WALL "__WALL"
 
 cdef extern from "<linux/filter.h>" nogil:
     cdef struct sock_filter:
@@ -157,8 +128,9 @@ cdef extern from "<linux/seccomp.h>" nogil:
 
 cdef extern from *:
     """
-    #include <linux/sched.h>
+    #include <errno.h>
     #include <net/if.h>
+    #include <sched.h>
     #include <signal.h>
     #include <stdint.h>
     #include <string.h>
@@ -168,15 +140,24 @@ cdef extern from *:
     #ifndef CLONE_PIDFD
     #define CLONE_PIDFD 0x00001000
     #endif
+    #ifndef P_PIDFD
+    #define P_PIDFD 3
+    #endif
     #define DOCKPY_INTO_CGROUP 0x200000000ULL
 
     typedef int (*dockpy_entry)(void *);
 
+    #if defined(__x86_64__)
+    struct dockpy_clone_args {
+        uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+        uint64_t set_tid, set_tid_size, cgroup;
+    };
+
     /* clone3(2) on a stack of the child's own: the child must never return through a frame that the
      * sleeping parent still needs, so it is called from here and leaves by exit_group. */
-    static long dockpy_clone(uint64_t flags, int *pidfd, int cgroup, char *stack, size_t size,
-                             dockpy_entry entry, void *context) {
-        struct clone_args args;
+    static long dockpy_clone3(uint64_t flags, int *pidfd, int cgroup, char *stack, size_t size,
+                              dockpy_entry entry, void *context) {
+        struct dockpy_clone_args args;
         memset(&args, 0, sizeof args);
         args.flags = flags | CLONE_PIDFD;
         args.pidfd = (uint64_t)(uintptr_t)pidfd;
@@ -187,56 +168,42 @@ cdef extern from *:
             args.flags |= DOCKPY_INTO_CGROUP;
             args.cgroup = cgroup;
         }
-    #if defined(__x86_64__)
         register long result __asm__("rax") = SYS_clone3;
         register void *first __asm__("rdi") = &args;
         register size_t second __asm__("rsi") = sizeof args;
         register dockpy_entry call __asm__("r12") = entry;
         register void *data __asm__("r13") = context;
         __asm__ volatile(
-            "syscall\\n\\t"
-            "testq %%rax, %%rax\\n\\t"
-            "jnz 1f\\n\\t"
-            "xorl %%ebp, %%ebp\\n\\t"
-            "movq %%r13, %%rdi\\n\\t"
-            "callq *%%r12\\n\\t"
-            "movl %%eax, %%edi\\n\\t"
-            "movl $231, %%eax\\n\\t"
-            "syscall\\n\\t"
+            "syscall; testq %%rax, %%rax; jnz 1f;"
+            "xorl %%ebp, %%ebp; movq %%r13, %%rdi; callq *%%r12;"
+            "movl %%eax, %%edi; movl $231, %%eax; syscall;" /* exit_group */
             "1:"
             : "+r"(result)
             : "r"(first), "r"(second), "r"(call), "r"(data)
             : "rcx", "r11", "memory", "cc");
         return result;
-    #elif defined(__aarch64__)
-        register long number __asm__("x8") = SYS_clone3;
-        register void *first __asm__("x0") = &args;
-        register size_t second __asm__("x1") = sizeof args;
-        register dockpy_entry call __asm__("x20") = entry;
-        register void *data __asm__("x21") = context;
-        __asm__ volatile(
-            "svc #0\\n\\t"
-            "cbnz x0, 1f\\n\\t"
-            "mov x29, xzr\\n\\t"
-            "mov x0, x21\\n\\t"
-            "blr x20\\n\\t"
-            "mov x8, #94\\n\\t"
-            "svc #0\\n\\t"
-            "1:"
-            : "+r"(first)
-            : "r"(number), "r"(second), "r"(call), "r"(data)
-            : "memory", "cc");
-        return (long)first;
+    }
     #else
-    #error "dockpy knows how to clone on x86_64 and aarch64"
+    static long dockpy_clone3(uint64_t flags, int *pidfd, int cgroup, char *stack, size_t size,
+                              dockpy_entry entry, void *context) {
+        (void)flags, (void)pidfd, (void)cgroup, (void)stack, (void)size, (void)entry, (void)context;
+        return -ENOSYS;
+    }
     #endif
+
+    /* clone(2) by libc, for other machines: it cannot start the child in a cgroup. */
+    static long dockpy_clone(uint64_t flags, int *pidfd, char *stack, size_t size,
+                             dockpy_entry entry, void *context) {
+        int pid = clone(entry, stack + size, (int)(flags | CLONE_PIDFD | SIGCHLD), context, pidfd);
+        return pid < 0 ? -(long)errno : pid;
     }
 
-    /* SIOCSIFFLAGS for the loopback interface of the calling thread's network namespace. */
+    /* struct ifreq as SIOCSIFFLAGS reads it. */
     struct dockpy_interface { char name[16]; short flags; char rest[22]; };
     """
     ctypedef int (*entry_t "dockpy_entry")(void *) noexcept nogil
-    long dockpy_clone(uint64_t flags, int *pidfd, int cgroup, char *stack, size_t size, entry_t entry, void *context) nogil
+    long dockpy_clone3(uint64_t flags, int *pidfd, int cgroup, char *stack, size_t size, entry_t entry, void *context) nogil
+    long dockpy_clone(uint64_t flags, int *pidfd, char *stack, size_t size, entry_t entry, void *context) nogil
     cdef struct dockpy_interface:
         char name[16]
         short flags
@@ -245,9 +212,13 @@ cdef enum:
     MAGIC = 0x31595044
     NONE = 0xffffffff
     STACK = 65536
-    GUARD = 4096
+    GUARD = 65536
     MAX_SLOTS = 1024
     MAX_STEPS = 4096
+    PATH_SIZE = 4096
+    MAX_LINKS = 40
+    LAST_CAPABILITY = 63
+    KEPT = 3
 
 cdef enum Operation:
     OP_WRITE_FD = 1
@@ -266,7 +237,8 @@ cdef enum Operation:
     OP_MKDIR
     OP_READ_ONLY
     OP_MASK
-    OP_ROOT_READ_ONLY
+    OP_MASK_CPUS
+    OP_SET_READ_ONLY
     OP_PIVOT
     OP_RLIMIT
     OP_WRITE_FILE
@@ -293,13 +265,29 @@ OPERATIONS = {
     "hostname": OP_HOSTNAME, "domainname": OP_DOMAINNAME, "setsid": OP_SETSID,
     "private": OP_PRIVATE, "root": OP_ROOT, "mount": OP_MOUNT, "attach": OP_ATTACH,
     "node": OP_NODE, "symlink": OP_SYMLINK, "mkdir": OP_MKDIR, "read_only": OP_READ_ONLY,
-    "mask": OP_MASK, "root_read_only": OP_ROOT_READ_ONLY, "pivot": OP_PIVOT,
-    "rlimit": OP_RLIMIT, "write_file": OP_WRITE_FILE, "no_new_privs": OP_NO_NEW_PRIVS,
-    "seccomp": OP_SECCOMP, "bound": OP_BOUND, "groups": OP_GROUPS, "ids": OP_IDS,
-    "capabilities": OP_CAPABILITIES, "make_directory": OP_MAKE_DIRECTORY, "chdir": OP_CHDIR,
-    "stdio": OP_STDIO, "terminal": OP_TERMINAL, "console": OP_CONSOLE, "close": OP_CLOSE,
-    "signals": OP_SIGNALS, "umask": OP_UMASK, "exec": OP_EXEC, "exec_fd": OP_EXEC_FD,
+    "mask": OP_MASK, "mask_cpus": OP_MASK_CPUS, "set_read_only": OP_SET_READ_ONLY,
+    "pivot": OP_PIVOT, "rlimit": OP_RLIMIT, "write_file": OP_WRITE_FILE,
+    "no_new_privs": OP_NO_NEW_PRIVS, "seccomp": OP_SECCOMP, "bound": OP_BOUND,
+    "groups": OP_GROUPS, "ids": OP_IDS, "capabilities": OP_CAPABILITIES,
+    "make_directory": OP_MAKE_DIRECTORY, "chdir": OP_CHDIR, "stdio": OP_STDIO,
+    "terminal": OP_TERMINAL, "console": OP_CONSOLE, "close": OP_CLOSE, "signals": OP_SIGNALS,
+    "umask": OP_UMASK, "exec": OP_EXEC, "exec_fd": OP_EXEC_FD,
 }
+
+# How far a plan has come. A step is refused where it would act on the host.
+cdef enum Stage:
+    STARTED
+    PRIVATE
+    ROOTED
+    PIVOTED
+    CLOSED
+
+# What a step needs; the stages it may stand in are bits from STAGES on.
+cdef enum Needs:
+    TEXT_1 = 1
+    TEXT_2 = 2
+    SLOT_A = 4
+    STAGES = 8
 
 cdef struct Header:
     uint32_t magic
@@ -327,164 +315,231 @@ cdef struct Context:
     int *slots
     int root
     int mask
+    int group
     char **argv
     char **envp
-    volatile int failed
+    volatile int step
     volatile int err
 
 
 # -- steps -------------------------------------------------------------------------------------
 # Each returns 0 or the errno of the call that failed.
 
+cdef int result(long answer) noexcept nogil:
+    return 0 if answer >= 0 else <int> -answer
+
+
+cdef int drop(int fd, int err) noexcept nogil:
+    call(SYS_close, fd)
+    return err
+
+
 cdef int in_root(int root, const char *path, uint64_t flags, uint64_t resolve) noexcept nogil:
+    # A descriptor, or minus errno.
     cdef open_how how
     how.flags = flags | O_CLOEXEC
     how.mode = 0
-    how.resolve = resolve
-    return <int> syscall(SYS_openat2, root, path, &how, sizeof(how))
+    how.resolve = resolve | RESOLVE_IN_ROOT
+    return <int> call(SYS_openat2, root, path, &how, sizeof(how))
 
 
 cdef int write_text(int fd, const char *text) noexcept nogil:
     cdef size_t size = strlen(text)
-    return 0 if write(fd, text, size) == <ssize_t> size else errno
+    cdef long written = call(SYS_write, fd, text, size)
+    if written < 0:
+        return <int> -written
+    return 0 if <size_t> written == size else EINVAL
 
 
 cdef int loopback() noexcept nogil:
     cdef dockpy_interface request
-    cdef int err = 0
-    cdef int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+    cdef int fd = <int> call(SYS_socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
     if fd < 0:
-        return errno
+        return -fd
     memset(&request, 0, sizeof(request))
     memcpy(request.name, <const char *> b"lo", 3)
     request.flags = IFF_UP | IFF_RUNNING
-    if ioctl(fd, SIOCSIFFLAGS, &request) != 0:
-        err = errno
-    close(fd)
-    return err
+    return drop(fd, result(call(SYS_ioctl, fd, SIOCSIFFLAGS, &request)))
 
 
 cdef int attach_to(int tree, int target) noexcept nogil:
-    if syscall(SYS_move_mount, tree, b"", target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) != 0:
-        return errno
+    return result(
+        call(SYS_move_mount, tree, b"", target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+    )
+
+
+cdef int clone_of(int directory, const char *path, unsigned int flags) noexcept nogil:
+    # A detached copy of a mount, or minus errno.
+    return <int> call(SYS_open_tree, directory, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | flags)
+
+
+cdef uint32_t mode_of(int directory, const char *path, int flags) noexcept nogil:
+    # The type bits of a file; 0 when it is not there.
+    cdef statx_t status
+    if call(SYS_statx, directory, path, flags, STATX_TYPE, &status) < 0:
+        return 0
+    return status.stx_mode
+
+
+cdef int splice_link(char *path, size_t start, size_t end, const char *link, size_t size) noexcept nogil:
+    # path[start:end] is a link that says `link`: the path it stands for replaces `path`.
+    cdef char rest[PATH_SIZE]
+    cdef size_t remaining = strlen(path + end)
+    if link[0] == c"/":
+        start = 0
+    if start + size + remaining + 1 > PATH_SIZE:
+        return ENAMETOOLONG
+    memcpy(rest, path + end, remaining + 1)
+    memcpy(path + start, link, size)
+    memcpy(path + start + size, rest, remaining + 1)
     return 0
 
 
-cdef int make_missing(int root, char *path, bint directory) noexcept nogil:
-    # Makes what is missing of `path`, one component after the other, never leaving `root`: each
-    # prefix is opened with RESOLVE_IN_ROOT and the next name made relative to that descriptor.
-    cdef char *cursor = path
-    cdef char *name
-    cdef char *end
-    cdef char saved
-    cdef int parent = in_root(root, b".", O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT)
-    cdef int err
+cdef int make_missing(int root, const char *wanted, bint directory) noexcept nogil:
+    # Makes what is missing of `wanted`, one name after the other, never leaving `root`: the part
+    # before a name is opened with RESOLVE_IN_ROOT, and the name made relative to that descriptor.
+    # A link that leads nowhere yet is followed: what it names is made.
+    cdef char path[PATH_SIZE]
+    cdef char link[PATH_SIZE]
+    cdef size_t size = strlen(wanted)
+    cdef size_t start = 0
+    cdef size_t end
+    cdef int links = 0
+    cdef int parent
     cdef int made
+    cdef int err
+    cdef long length
+    cdef char saved
     cdef bint last
-    if parent < 0:
-        return errno
+    if size >= PATH_SIZE:
+        return ENAMETOOLONG
+    memcpy(path, wanted, size + 1)
     while True:
-        while cursor[0] == c"/":
-            cursor += 1
-        if cursor[0] == 0:
-            close(parent)
+        while path[start] == c"/":
+            start += 1
+        if path[start] == 0:
             return 0
-        name = cursor
-        while cursor[0] != 0 and cursor[0] != c"/":
-            cursor += 1
-        end = cursor
-        while end[0] == c"/":
+        end = start
+        while path[end] != 0 and path[end] != c"/":
             end += 1
-        last = end[0] == 0
-        saved = cursor[0]
-        cursor[0] = 0
+        saved = path[end]
+        path[end] = 0
+        made = in_root(root, path, O_PATH, RESOLVE_NO_MAGICLINKS)
+        if made >= 0:
+            call(SYS_close, made)
+            path[end] = saved
+            start = end
+            continue
+        if made != -ENOENT:
+            return -made
+        path[end] = saved
+        size = end
+        while path[size] == c"/":
+            size += 1
+        last = path[size] == 0
+        saved = path[start]
+        path[start] = 0
+        if start > 0:
+            parent = in_root(root, path, O_PATH | O_DIRECTORY, RESOLVE_NO_MAGICLINKS)
+        else:
+            parent = in_root(root, b".", O_PATH | O_DIRECTORY, 0)
+        path[start] = saved
+        if parent < 0:
+            return -parent
+        saved = path[end]
+        path[end] = 0
+        length = call(SYS_readlinkat, parent, path + start, link, PATH_SIZE - 1)
         err = 0
-        made = 0
-        if last and not directory:
-            made = openat(parent, name, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o644)
-            if made >= 0:
-                close(made)
-            elif errno != EEXIST:
-                err = errno
-        elif mkdirat(parent, name, 0o755) != 0 and errno != EEXIST:
-            err = errno
-        close(parent)
-        if err == 0 and not last:
-            # The whole prefix from the root: `..` and links mean what they mean inside.
-            parent = in_root(root, path, O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-            if parent < 0:
-                err = errno
-        cursor[0] = saved
-        if err != 0:
+        if length > 0:
+            links += 1
+        elif last and not directory:
+            made = <int> call(
+                SYS_openat, parent, path + start, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o644
+            )
+            err = drop(made, 0) if made >= 0 else -made
+        else:
+            err = result(call(SYS_mkdirat, parent, path + start, 0o755))
+        call(SYS_close, parent)
+        path[end] = saved
+        if err != 0 and err != EEXIST:
             return err
-        if last:
-            return 0
+        if length > 0:
+            if links > MAX_LINKS:
+                return ELOOP
+            err = splice_link(path, start, end, link, <size_t> length)
+            if err != 0:
+                return err
+            start = 0
+        else:
+            start = end
 
 
-cdef int target_of(Context *context, char *path, int create) noexcept nogil:
+cdef int target_of(Context *context, const char *path, int create) noexcept nogil:
     # A descriptor of the mount point, or minus errno. create: 0 no, 1 a file, 2 a directory,
     # 3 a real directory that no link stands for.
-    cdef uint64_t resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    cdef uint64_t resolve = RESOLVE_NO_MAGICLINKS
+    cdef uint64_t flags = O_PATH
     cdef int fd
     cdef int err
     if create == 3:
         resolve |= RESOLVE_NO_SYMLINKS
-    fd = in_root(context.root, path, O_PATH, resolve)
-    if fd >= 0:
+        flags |= O_DIRECTORY
+    fd = in_root(context.root, path, flags, resolve)
+    if fd != -ENOENT or create == 0:
         return fd
-    if errno != ENOENT or create == 0:
-        return -errno
     err = make_missing(context.root, path, create >= 2)
     if err != 0:
         return -err
-    fd = in_root(context.root, path, O_PATH, resolve)
-    return fd if fd >= 0 else -errno
+    return in_root(context.root, path, flags, resolve)
+
+
+cdef int new_file_system(const char *kind, const char *options, int count, unsigned int attributes) noexcept nogil:
+    # A detached mount, or minus errno. Options: `count` pairs of key and value; an empty value is a flag.
+    cdef const char *key = options
+    cdef const char *value
+    cdef int i
+    cdef int tree
+    cdef long answer
+    cdef int configuration = <int> call(SYS_fsopen, kind, FSOPEN_CLOEXEC)
+    if configuration < 0:
+        return configuration
+    for i in range(count):
+        value = key + strlen(key) + 1
+        if value[0] == 0:
+            answer = call(SYS_fsconfig, configuration, FSCONFIG_SET_FLAG, key, NULL, 0)
+        else:
+            answer = call(SYS_fsconfig, configuration, FSCONFIG_SET_STRING, key, value, 0)
+        if answer < 0:
+            return drop(configuration, <int> answer)
+        key = value + strlen(value) + 1
+    answer = call(SYS_fsconfig, configuration, FSCONFIG_CMD_CREATE, NULL, NULL, 0)
+    if answer < 0:
+        return drop(configuration, <int> answer)
+    tree = <int> call(SYS_fsmount, configuration, FSMOUNT_CLOEXEC, attributes)
+    return drop(configuration, tree)
 
 
 cdef int new_mount(Context *context, const Step *step) noexcept nogil:
-    cdef const char *key = context.arena + step.s3
-    cdef const char *value
-    cdef int i
-    cdef int err
-    cdef int tree
     cdef int target
-    cdef int configuration = <int> syscall(SYS_fsopen, context.arena + step.s1, FSOPEN_CLOEXEC)
-    if configuration < 0:
-        return errno
-    for i in range(step.a):
-        value = key + strlen(key) + 1
-        if syscall(SYS_fsconfig, configuration, FSCONFIG_SET_STRING, key, value, 0) != 0:
-            err = errno
-            close(configuration)
-            return err
-        key = value + strlen(value) + 1
-    if syscall(SYS_fsconfig, configuration, FSCONFIG_CMD_CREATE, NULL, NULL, 0) != 0:
-        err = errno
-        close(configuration)
-        return err
-    tree = <int> syscall(SYS_fsmount, configuration, FSMOUNT_CLOEXEC, <unsigned int> step.n)
-    err = errno
-    close(configuration)
+    cdef int err
+    cdef int tree = new_file_system(
+        context.arena + step.s1, context.arena + step.s3, step.a, <unsigned int> step.n
+    )
     if tree < 0:
-        return err
-    target = target_of(context, <char *> context.arena + step.s2, step.b)
+        return -tree
+    target = target_of(context, context.arena + step.s2, step.b)
     if target < 0:
-        close(tree)
-        return -target
+        return drop(tree, -target)
     err = attach_to(tree, target)
-    close(target)
-    close(tree)
-    return err
+    call(SYS_close, target)
+    return drop(tree, err)
 
 
 cdef int attach_slot(Context *context, const Step *step) noexcept nogil:
-    cdef int target = target_of(context, <char *> context.arena + step.s1, step.b)
-    cdef int err
+    cdef int target = target_of(context, context.arena + step.s1, step.b)
     if target < 0:
         return -target
-    err = attach_to(context.slots[step.a], target)
-    close(target)
-    return err
+    return drop(target, attach_to(context.slots[step.a], target))
 
 
 cdef int read_only(Context *context, const char *path) noexcept nogil:
@@ -492,148 +547,154 @@ cdef int read_only(Context *context, const char *path) noexcept nogil:
     cdef mount_attr attributes
     cdef int tree
     cdef int err
-    cdef int target = in_root(context.root, path, O_PATH, RESOLVE_IN_ROOT)
+    cdef int target = in_root(context.root, path, O_PATH, RESOLVE_NO_MAGICLINKS)
     if target < 0:
-        return 0 if errno == ENOENT else errno
-    tree = <int> syscall(SYS_open_tree, target, b"", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE)
+        return 0 if target == -ENOENT else -target
+    tree = clone_of(target, b"", AT_EMPTY_PATH | AT_RECURSIVE)
     if tree < 0:
-        err = errno
-        close(target)
-        return err
+        return drop(target, -tree)
     memset(&attributes, 0, sizeof(attributes))
     attributes.attr_set = MOUNT_ATTR_RDONLY
-    if syscall(SYS_mount_setattr, tree, b"", AT_EMPTY_PATH | AT_RECURSIVE, &attributes, sizeof(attributes)) != 0:
-        err = errno
-    else:
+    err = result(
+        call(SYS_mount_setattr, tree, b"", AT_EMPTY_PATH | AT_RECURSIVE, &attributes, sizeof(attributes))
+    )
+    if err == 0:
         err = attach_to(tree, target)
-    close(tree)
-    close(target)
-    return err
+    call(SYS_close, tree)
+    return drop(target, err)
 
 
 cdef int mask_path(Context *context, const char *path) noexcept nogil:
     # A file disappears under /dev/null, a directory under an empty read-only tmpfs that all share.
-    cdef stat status
     cdef int tree
-    cdef int err
-    cdef int target = in_root(context.root, path, O_PATH, RESOLVE_IN_ROOT)
+    cdef int target = in_root(context.root, path, O_PATH, RESOLVE_NO_MAGICLINKS)
     if target < 0:
-        return 0 if errno == ENOENT else errno
-    if fstat(target, &status) != 0:
-        err = errno
-        close(target)
-        return err
-    if S_ISDIR(status.st_mode):
+        return 0 if target == -ENOENT else -target
+    if S_ISDIR(mode_of(target, b"", AT_EMPTY_PATH)):
         if context.mask < 0:
-            err = empty_tmpfs(context)
-            if err != 0:
-                close(target)
-                return err
-        tree = <int> syscall(SYS_open_tree, context.mask, b"", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)
+            context.mask = new_file_system(
+                b"tmpfs", b"mode\x000755", 1,
+                MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+            )
+            if context.mask < 0:
+                return drop(target, -context.mask)
+        tree = clone_of(context.mask, b"", AT_EMPTY_PATH)
     else:
-        tree = <int> syscall(SYS_open_tree, context.root, b"dev/null", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+        tree = clone_of(context.root, b"dev/null", 0)
     if tree < 0:
-        err = errno
-        close(target)
-        return err
-    err = attach_to(tree, target)
-    close(tree)
-    close(target)
-    return err
+        return drop(target, -tree)
+    return drop(target, drop(tree, attach_to(tree, target)))
 
 
-cdef int empty_tmpfs(Context *context) noexcept nogil:
+cdef int mask_cpus(Context *context) noexcept nogil:
+    # The thermal_throttle directory of each cpu. Numbers may have gaps, the first has none below.
+    cdef char path[64]
+    cdef char digits[8]
+    cdef int number
+    cdef int rest
+    cdef int count
+    cdef int length
     cdef int err
-    cdef int tree
-    cdef int configuration = <int> syscall(SYS_fsopen, b"tmpfs", FSOPEN_CLOEXEC)
-    if configuration < 0:
-        return errno
-    if syscall(SYS_fsconfig, configuration, FSCONFIG_SET_STRING, b"mode", b"0755", 0) != 0 or syscall(
-        SYS_fsconfig, configuration, FSCONFIG_CMD_CREATE, NULL, NULL, 0
-    ) != 0:
-        err = errno
-        close(configuration)
-        return err
-    tree = <int> syscall(
-        SYS_fsmount, configuration, FSMOUNT_CLOEXEC,
-        MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
-    )
-    err = errno
-    close(configuration)
-    if tree < 0:
-        return err
-    context.mask = tree
+    cdef int missing = 0
+    memcpy(path, <const char *> b"sys/devices/system/cpu/cpu", 26)
+    for number in range(8192):
+        rest = number
+        count = 0
+        while count == 0 or rest > 0:
+            digits[count] = <char> (c"0" + rest % 10)
+            rest //= 10
+            count += 1
+        length = 26
+        while count > 0:
+            count -= 1
+            path[length] = digits[count]
+            length += 1
+        memcpy(path + length, <const char *> b"/thermal_throttle", 18)
+        if mode_of(context.root, path, 0) == 0:
+            missing += 1
+            if number == 0 or missing > 64:
+                return 0
+            continue
+        missing = 0
+        err = mask_path(context, path)
+        if err != 0:
+            return err
     return 0
 
 
-cdef int node(Context *context, const Step *step) noexcept nogil:
-    cdef const char *path = context.arena + step.s1
-    if mknodat(context.root, path, <uint32_t> step.a, <uint64_t> step.n) != 0:
-        return errno
-    return 0
-
-
-cdef int root_read_only(Context *context) noexcept nogil:
+cdef int set_read_only(Context *context, const char *path) noexcept nogil:
     cdef mount_attr attributes
+    cdef int target = in_root(context.root, path, O_PATH, RESOLVE_NO_MAGICLINKS)
+    if target < 0:
+        return -target
     memset(&attributes, 0, sizeof(attributes))
     attributes.attr_set = MOUNT_ATTR_RDONLY
-    if syscall(SYS_mount_setattr, context.root, b"", AT_EMPTY_PATH, &attributes, sizeof(attributes)) != 0:
-        return errno
-    return 0
+    return drop(
+        target,
+        result(call(SYS_mount_setattr, target, b"", AT_EMPTY_PATH, &attributes, sizeof(attributes))),
+    )
 
 
 cdef int take_root(Context *context, int fd) noexcept nogil:
-    if syscall(SYS_move_mount, fd, b"", AT_FDCWD, b"/", MOVE_MOUNT_F_EMPTY_PATH) != 0:
-        return errno
-    context.root = fd
-    return 0 if fchdir(fd) == 0 else errno
-
-
-cdef int pivot(Context *context) noexcept nogil:
-    if fchdir(context.root) != 0 or syscall(SYS_pivot_root, b".", b".") != 0:
-        return errno
-    if umount2(b".", MNT_DETACH) != 0 or chdir(b"/") != 0:
-        return errno
-    return 0
-
-
-cdef int write_file(Context *context, const Step *step) noexcept nogil:
-    cdef int fd = openat(context.root, context.arena + step.s1, O_WRONLY | O_CLOEXEC)
-    cdef int err
-    if fd < 0:
-        return errno
-    err = write_text(fd, context.arena + step.s2)
-    close(fd)
+    # Any directory of the old root will do as the place: it is left with the old root.
+    cdef int err = result(call(SYS_move_mount, fd, b"", AT_FDCWD, b"/", MOVE_MOUNT_F_EMPTY_PATH))
+    if err == 0:
+        context.root = fd
+        err = result(call(SYS_fchdir, fd))
     return err
 
 
+cdef int pivot(Context *context) noexcept nogil:
+    cdef int err = result(call(SYS_fchdir, context.root))
+    if err == 0:
+        err = result(call(SYS_pivot_root, b".", b"."))
+    if err == 0:
+        err = result(call(SYS_umount2, b".", MNT_DETACH))
+    if err == 0:
+        err = result(call(SYS_chdir, b"/"))
+    return err
+
+
+cdef int write_file(Context *context, const Step *step) noexcept nogil:
+    cdef int fd = in_root(context.root, context.arena + step.s1, O_WRONLY, RESOLVE_NO_MAGICLINKS)
+    if fd < 0:
+        return -fd
+    return drop(fd, write_text(fd, context.arena + step.s2))
+
+
 cdef int limit(const Step *step) noexcept nogil:
-    cdef rlimit value
-    value.rlim_cur = <uint64_t> step.n
-    value.rlim_max = <uint64_t> step.m
-    return 0 if prlimit(0, step.a, &value, NULL) == 0 else errno
+    cdef uint64_t value[2]
+    value[0] = <uint64_t> step.n
+    value[1] = <uint64_t> step.m
+    return result(call(SYS_prlimit64, 0, step.a, value, NULL))
 
 
 cdef int filter_calls(const char *program, int count) noexcept nogil:
     cdef sock_fprog prog
     prog.len = <unsigned short> count
     prog.filter = <sock_filter *> program
-    if syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &prog) != 0:
-        return errno
-    return 0
+    return result(call(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &prog))
 
 
-cdef int bound(int64_t mask, int last) noexcept nogil:
+cdef int bound(int64_t mask) noexcept nogil:
+    # The kernel says EINVAL to the first capability it does not know.
     cdef int number
-    for number in range(last + 1):
-        if not (mask >> number) & 1 and prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0 and errno != EINVAL:
-            return errno
+    cdef long answer
+    for number in range(LAST_CAPABILITY + 1):
+        if (mask >> number) & 1:
+            continue
+        answer = call(SYS_prctl, PR_CAPBSET_DROP, number, 0, 0, 0)
+        if answer == -EINVAL:
+            return 0
+        if answer < 0:
+            return <int> -answer
     return 0
 
 
 cdef int set_capabilities(int64_t mask) noexcept nogil:
     cdef uint32_t header[2]
     cdef uint32_t data[6]
+    cdef int err
     header[0] = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
     header[1] = 0
     data[0] = <uint32_t> mask
@@ -642,146 +703,168 @@ cdef int set_capabilities(int64_t mask) noexcept nogil:
     data[3] = <uint32_t> (mask >> 32)
     data[4] = <uint32_t> (mask >> 32)
     data[5] = 0
-    if syscall(SYS_capset, header, data) != 0:
-        return errno
-    if prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0 and errno != EINVAL:
-        return errno
-    return 0
+    err = result(call(SYS_capset, header, data))
+    if err == 0:
+        err = result(call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    return err
+
+
+cdef int set_ids(int uid, int gid) noexcept nogil:
+    cdef int err = result(call(SYS_setresgid, gid, gid, gid))
+    return err if err != 0 else result(call(SYS_setresuid, uid, uid, uid))
 
 
 cdef int change_directory(const char *path) noexcept nogil:
-    # No magic link can lead the way, and the kernel must say that we are inside the root.
-    cdef char buffer[4096]
-    cdef int fd = in_root(AT_FDCWD, path, O_PATH | O_DIRECTORY, RESOLVE_NO_MAGICLINKS)
-    cdef int err
-    if fd < 0:
-        return errno
-    if fchdir(fd) != 0:
-        err = errno
-        close(fd)
-        return err
-    close(fd)
-    if getcwd(buffer, sizeof(buffer)) == NULL:
-        return errno
-    return 0 if buffer[0] == c"/" else ENOENT
+    # No descriptor of a directory is open any more, so no /proc/self/fd/N leads out; and the kernel
+    # must say where we are: it answers "(unreachable)..." for a directory outside the root.
+    cdef char buffer[PATH_SIZE]
+    cdef int err = result(call(SYS_chdir, path))
+    if err == 0:
+        err = result(call(SYS_getcwd, buffer, PATH_SIZE))
+    if err == 0 and buffer[0] != c"/":
+        err = ENOENT
+    return err
 
 
-cdef int make_directory(Context *context, char *path) noexcept nogil:
-    cdef int fd = in_root(AT_FDCWD, path, O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+cdef int make_directory(Context *context, const char *path) noexcept nogil:
+    cdef int fd = in_root(context.root, path, O_PATH, 0)
     if fd >= 0:
-        close(fd)
+        return drop(fd, 0)
+    return make_missing(context.root, path, True) if fd == -ENOENT else -fd
+
+
+cdef int give(int fd, int64_t owner) noexcept nogil:
+    # So that the owner may open /dev/stdout again. Only what is made for this container: a pipe.
+    cdef uint32_t mode
+    if owner <= 0:
         return 0
-    if errno != ENOENT:
-        return errno
-    return make_missing(context.root, path, True)
+    mode = mode_of(fd, b"", AT_EMPTY_PATH)
+    if not (S_ISFIFO(mode) or S_ISSOCK(mode)):
+        return 0
+    return result(call(SYS_fchown, fd, owner, NONE))
 
 
 cdef int standard_streams(Context *context, const Step *step) noexcept nogil:
-    # Slots lie above 2; -1 for stdin is the container's own /dev/null.
+    # Slots lie above 2; -1 is the container's own /dev/null.
     cdef int chosen[3]
     cdef int i
     cdef int fd
+    cdef int err
     chosen[0] = step.a
     chosen[1] = step.b
     chosen[2] = step.c
     for i in range(3):
-        if chosen[i] < 0:
-            fd = open(b"/dev/null", O_RDONLY if i == 0 else O_WRONLY)
-            if fd < 0:
-                return errno
-            if fd != i:
-                if dup3(fd, i, 0) < 0:
-                    return errno
-                close(fd)
-        else:
+        if chosen[i] >= 0:
             fd = context.slots[chosen[i]]
-            if step.n > 0 and fchown(fd, <uint32_t> step.n, NONE) != 0:
-                return errno
-            if dup3(fd, i, 0) < 0:
-                return errno
+            err = give(fd, step.n)
+            if err == 0:
+                err = result(call(SYS_dup3, fd, i, 0))
+            if err != 0:
+                return err
+            continue
+        fd = in_root(context.root, b"dev/null", (O_RDONLY if i == 0 else O_WRONLY) | O_NOCTTY, 0)
+        if fd < 0:
+            return -fd
+        if fd == i:  # was closed in the parent: opened close-on-exec, which it must not be
+            fd = <int> call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3)
+            if fd < 0:
+                return -fd
+        err = drop(fd, result(call(SYS_dup3, fd, i, 0)))
+        if err != 0:
+            return err
     return 0
 
 
 cdef int terminal(Context *context, const Step *step) noexcept nogil:
     cdef int fd = context.slots[step.a]
     cdef int i
-    if ioctl(fd, TIOCSCTTY, 0) != 0:
-        return errno
-    if step.n > 0 and fchown(fd, <uint32_t> step.n, NONE) != 0:
-        return errno
+    cdef int err = result(call(SYS_ioctl, fd, TIOCSCTTY, 0))
+    if err == 0 and step.n > 0:
+        err = result(call(SYS_fchown, fd, step.n, NONE))
     for i in range(3):
-        if dup3(fd, i, 0) < 0:
-            return errno
-    return 0
+        if err == 0:
+            err = result(call(SYS_dup3, fd, i, 0))
+    return err
 
 
-cdef int console(Context *context) noexcept nogil:
-    # The first terminal of this devpts instance is number 0.
-    cdef int target
+cdef int console(Context *context, const Step *step) noexcept nogil:
     cdef int tree
     cdef int err
-    target = openat(context.root, b"dev/console", O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+    cdef int target = <int> call(
+        SYS_openat, context.root, b"dev/console", O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600
+    )
     if target < 0:
-        return errno
-    tree = <int> syscall(SYS_open_tree, context.root, b"dev/pts/0", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+        return -target
+    tree = clone_of(context.slots[step.a], b"", AT_EMPTY_PATH)
     if tree < 0:
-        err = errno
-        close(target)
-        return err
+        return drop(target, -tree)
     err = attach_to(tree, target)
-    close(tree)
-    close(target)
-    return err
+    call(SYS_close, tree)
+    return drop(target, err)
+
+
+cdef int close_all(Context *context, const Step *step) noexcept nogil:
+    # Everything but 0, 1, 2 and, if asked, one slot, which becomes number 3 until exec.
+    cdef int err = 0
+    cdef int first = KEPT
+    if step.a >= 0:
+        if context.slots[step.a] != KEPT:
+            err = result(call(SYS_dup3, context.slots[step.a], KEPT, O_CLOEXEC))
+        first = KEPT + 1
+    return err if err != 0 else result(call(SYS_close_range, first, <unsigned int> -1, 0))
 
 
 cdef int reset_signals() noexcept nogil:
     # What is ignored stays ignored over exec; the interpreter ignores SIGPIPE and SIGXFSZ.
-    cdef sigaction_t action
+    cdef uint64_t action[4]  # the kernel's struct sigaction: SIG_DFL, no flags, no mask
     cdef uint64_t none = 0
     cdef int number
-    memset(&action, 0, sizeof(action))
-    action.sa_handler = SIG_DFL
+    memset(action, 0, sizeof(action))
     for number in range(1, 65):
-        sigaction(number, &action, NULL)
-    if syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, 8) != 0:
-        return errno
-    return 0
+        call(SYS_rt_sigaction, number, action, NULL, 8)
+    return result(call(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, 8))
 
 
 cdef int execute(Context *context, const Step *step) noexcept nogil:
     # Candidates follow each other in the arena; a refused one is remembered, a missing one is not.
+    # What the errno hides is said by another one: EISDIR, and ELIBACC when the file is there but
+    # its interpreter is not.
     cdef const char *candidate = context.arena + step.s3
     cdef int refused = 0
+    cdef int err
     cdef int i
     for i in range(step.c):
-        execve(candidate, context.argv, context.envp)
-        if errno == EACCES:
-            refused = EACCES
-        elif errno != ENOENT and errno != ENOTDIR:
-            return errno
+        err = result(call(SYS_execve, candidate, context.argv, context.envp))
+        if err == EACCES:
+            refused = EISDIR if S_ISDIR(mode_of(AT_FDCWD, candidate, 0)) else EACCES
+        elif err == ENOENT and mode_of(AT_FDCWD, candidate, 0) != 0:
+            return ELIBACC
+        elif err != ENOENT and err != ENOTDIR:
+            return err
         candidate += strlen(candidate) + 1
     return refused if refused != 0 else ENOENT
 
 
 cdef int run_step(Context *context, const Step *step) noexcept nogil:
-    cdef char *text = <char *> context.arena + step.s1 if step.s1 != NONE else NULL
+    cdef const char *text = context.arena + step.s1 if step.s1 != NONE else NULL
+    cdef const char *second = context.arena + step.s2 if step.s2 != NONE else NULL
     cdef int op = step.op
     if op == OP_WRITE_FD:
         return write_text(context.slots[step.a], text)
     if op == OP_UNSHARE:
-        return 0 if unshare(<int> step.n) == 0 else errno
+        return result(call(SYS_unshare, step.n))
     if op == OP_SETNS:
-        return 0 if setns(context.slots[step.a], <int> step.n) == 0 else errno
+        return result(call(SYS_setns, context.slots[step.a], step.n))
     if op == OP_LOOPBACK:
         return loopback()
     if op == OP_HOSTNAME:
-        return 0 if sethostname(text, strlen(text)) == 0 else errno
+        return result(call(SYS_sethostname, text, strlen(text)))
     if op == OP_DOMAINNAME:
-        return 0 if setdomainname(text, strlen(text)) == 0 else errno
+        return result(call(SYS_setdomainname, text, strlen(text)))
     if op == OP_SETSID:
-        return 0 if setsid() >= 0 else errno
+        return result(call(SYS_setsid))
     if op == OP_PRIVATE:
-        return 0 if mount(NULL, b"/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 else errno
+        return result(call(SYS_mount, NULL, b"/", NULL, MS_REC | MS_PRIVATE, NULL))
     if op == OP_ROOT:
         return take_root(context, context.slots[step.a])
     if op == OP_MOUNT:
@@ -789,17 +872,19 @@ cdef int run_step(Context *context, const Step *step) noexcept nogil:
     if op == OP_ATTACH:
         return attach_slot(context, step)
     if op == OP_NODE:
-        return node(context, step)
+        return result(call(SYS_mknodat, context.root, text, step.a, step.n))
     if op == OP_SYMLINK:
-        return 0 if symlinkat(text, context.root, context.arena + step.s2) == 0 else errno
+        return result(call(SYS_symlinkat, text, context.root, second))
     if op == OP_MKDIR:
-        return 0 if mkdirat(context.root, text, <uint32_t> step.a) == 0 or errno == EEXIST else errno
+        return result(call(SYS_mkdirat, context.root, text, step.a))
     if op == OP_READ_ONLY:
         return read_only(context, text)
     if op == OP_MASK:
         return mask_path(context, text)
-    if op == OP_ROOT_READ_ONLY:
-        return root_read_only(context)
+    if op == OP_MASK_CPUS:
+        return mask_cpus(context)
+    if op == OP_SET_READ_ONLY:
+        return set_read_only(context, text)
     if op == OP_PIVOT:
         return pivot(context)
     if op == OP_RLIMIT:
@@ -807,17 +892,15 @@ cdef int run_step(Context *context, const Step *step) noexcept nogil:
     if op == OP_WRITE_FILE:
         return write_file(context, step)
     if op == OP_NO_NEW_PRIVS:
-        return 0 if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 else errno
+        return result(call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if op == OP_SECCOMP:
         return filter_calls(text, step.a)
     if op == OP_BOUND:
-        return bound(step.n, step.a)
+        return bound(step.n)
     if op == OP_GROUPS:
-        return 0 if syscall(SYS_setgroups, step.a, text) == 0 else errno
+        return result(call(SYS_setgroups, step.a, text))
     if op == OP_IDS:
-        if syscall(SYS_setresgid, step.b, step.b, step.b) != 0:
-            return errno
-        return 0 if syscall(SYS_setresuid, step.a, step.a, step.a) == 0 else errno
+        return set_ids(step.a, step.b)
     if op == OP_CAPABILITIES:
         return set_capabilities(step.n)
     if op == OP_MAKE_DIRECTORY:
@@ -829,19 +912,17 @@ cdef int run_step(Context *context, const Step *step) noexcept nogil:
     if op == OP_TERMINAL:
         return terminal(context, step)
     if op == OP_CONSOLE:
-        return console(context)
+        return console(context, step)
     if op == OP_CLOSE:
-        return 0 if syscall(SYS_close_range, 3, <unsigned int> -1, 4) == 0 else errno  # CLOSE_RANGE_CLOEXEC
+        return close_all(context, step)
     if op == OP_SIGNALS:
         return reset_signals()
     if op == OP_UMASK:
-        umask(<uint32_t> step.a)
-        return 0
+        return result(call(SYS_umask, step.a))
     if op == OP_EXEC:
         return execute(context, step)
     if op == OP_EXEC_FD:
-        syscall(SYS_execveat, context.slots[step.c], b"", context.argv, context.envp, AT_EMPTY_PATH)
-        return errno
+        return result(call(SYS_execveat, KEPT, b"", context.argv, context.envp, AT_EMPTY_PATH))
     return EINVAL
 
 
@@ -849,68 +930,136 @@ cdef int run_plan(void *data) noexcept nogil:
     # The child's whole life before exec.
     cdef Context *context = <Context *> data
     cdef uint32_t i
-    cdef int err
+    cdef int err = 0
+    if context.group >= 0:
+        err = write_text(context.group, b"0")
+        if err != 0:
+            context.err = err
+            return 127
     for i in range(context.count):
         err = run_step(context, context.steps + i)
         if err != 0:
+            context.step = <int> i + 1
             context.err = err
-            context.failed = <int> i + 1
             break
     return 127
 
 
 # -- the parent's side -------------------------------------------------------------------------
 
-cdef bint text_is_inside(uint32_t offset, uint32_t size) noexcept nogil:
-    return offset == NONE or offset < size
+cdef int needs(int op) noexcept nogil:
+    """What a step of this kind needs, or 0 for a kind there is not."""
+    cdef int joined = (STAGES << STARTED) | (STAGES << PRIVATE)
+    cdef int rooted = STAGES << ROOTED
+    cdef int inside = STAGES << PIVOTED
+    cdef int closed = STAGES << CLOSED
+    cdef int anywhere = joined | rooted | inside | closed
+    if op == OP_WRITE_FD:
+        return joined | TEXT_1 | SLOT_A
+    if op == OP_SETNS:
+        return joined | SLOT_A
+    if op == OP_PRIVATE:
+        return STAGES << STARTED
+    if op == OP_ROOT:
+        return (STAGES << PRIVATE) | SLOT_A
+    if op in (OP_MOUNT, OP_SYMLINK, OP_WRITE_FILE):
+        return rooted | TEXT_1 | TEXT_2
+    if op == OP_ATTACH:
+        return rooted | TEXT_1 | SLOT_A
+    if op in (OP_NODE, OP_MKDIR, OP_READ_ONLY, OP_MASK, OP_SET_READ_ONLY):
+        return rooted | TEXT_1
+    if op == OP_MAKE_DIRECTORY:
+        return rooted | inside | TEXT_1
+    if op == OP_CONSOLE:
+        return rooted | SLOT_A
+    if op in (OP_MASK_CPUS, OP_PIVOT):
+        return rooted
+    if op in (OP_STDIO, OP_CLOSE):
+        return inside
+    if op == OP_TERMINAL:
+        return inside | SLOT_A
+    if op in (OP_SECCOMP, OP_GROUPS, OP_HOSTNAME, OP_DOMAINNAME):
+        return anywhere | TEXT_1
+    if op in (
+        OP_UNSHARE, OP_LOOPBACK, OP_SETSID, OP_RLIMIT, OP_NO_NEW_PRIVS, OP_BOUND, OP_IDS,
+        OP_CAPABILITIES, OP_SIGNALS, OP_UMASK,
+    ):
+        return anywhere
+    if op == OP_CHDIR:
+        return closed | TEXT_1
+    if op in (OP_EXEC, OP_EXEC_FD):
+        return closed
+    return 0
 
 
-cdef const char *check(const Header *header, const Step *steps, const char *arena, int slots) noexcept nogil:
+cdef const char *check_step(const Step *step, const char *arena, uint32_t size, int slots, int stage, bint last) noexcept nogil:
+    cdef int wanted = needs(step.op)
+    if wanted == 0:
+        return b"unknown step"
+    if not wanted & (STAGES << stage):
+        return b"step out of order"
+    if (step.op in (OP_EXEC, OP_EXEC_FD)) != last:
+        return b"the program is not the last step"
+    if (step.s1 != NONE and step.s1 >= size) or (step.s2 != NONE and step.s2 >= size):
+        return b"text outside the plan"
+    if (wanted & TEXT_1 and step.s1 == NONE) or (wanted & TEXT_2 and step.s2 == NONE):
+        return b"step without its text"
+    if wanted & SLOT_A and not 0 <= step.a < slots:
+        return b"no such slot"
+    if step.op == OP_CLOSE and not -1 <= step.a < slots:
+        return b"no such slot"
+    if step.op == OP_STDIO and not (-1 <= step.a < slots and -1 <= step.b < slots and -1 <= step.c < slots):
+        return b"no such slot"
+    if step.op == OP_UNSHARE and step.n != CLONE_NEWCGROUP:
+        return b"unknown namespace"
+    if step.op == OP_MOUNT and (step.a < 0 or not texts_fit(arena, size, step.s3, 2 * <int64_t> step.a)):
+        return b"mount options outside the plan"
+    if step.op == OP_EXEC and (step.c < 1 or not texts_fit(arena, size, step.s3, step.c)):
+        return b"programs outside the plan"
+    if last and (
+        step.a < 1 or step.b < 0 or not texts_fit(arena, size, step.s1, step.a)
+        or not texts_fit(arena, size, step.s2, step.b)
+    ):
+        return b"arguments outside the plan"
+    if step.op == OP_SECCOMP and not (0 < step.a <= 4096 and <uint64_t> step.s1 + 8 * <uint64_t> step.a <= size):
+        return b"filter outside the plan"
+    if step.op == OP_GROUPS and not (0 <= step.a <= 65536 and <uint64_t> step.s1 + 4 * <uint64_t> step.a <= size):
+        return b"groups outside the plan"
+    return NULL
+
+
+cdef const char *check(const char *plan, Py_ssize_t length, int slots) noexcept nogil:
     """What is wrong with a plan, or NULL. After this the child may trust every offset and slot."""
-    cdef uint32_t i
-    cdef uint32_t size = header.size
+    cdef Header header
+    cdef uint64_t own = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC
     cdef const Step *step
-    cdef int op
-    if header.flags & ~<uint64_t> (CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET):
-        return b"unknown clone flags"
-    if size == 0 or arena[size - 1] != 0:
+    cdef const char *arena
+    cdef const char *wrong
+    cdef int stage = STARTED
+    cdef uint32_t i
+    if length < <Py_ssize_t> sizeof(Header):
+        return b"too short"
+    memcpy(&header, plan, sizeof(Header))
+    if (
+        header.magic != MAGIC
+        or header.count == 0
+        or header.count > MAX_STEPS
+        or header.arena != sizeof(Header) + header.count * sizeof(Step)
+        or <uint64_t> header.arena + header.size != <uint64_t> length
+    ):
+        return b"not a plan"
+    if header.flags & ~<uint64_t> CLONE_NEWNET != own:
+        return b"wrong namespaces"
+    arena = plan + header.arena
+    if header.size == 0 or arena[header.size - 1] != 0:
         return b"text does not end"
     for i in range(header.count):
-        step = steps + i
-        op = step.op
-        if op <= 0 or op >= OP_END:
-            return b"unknown step"
-        if not (text_is_inside(step.s1, size) and text_is_inside(step.s2, size) and text_is_inside(step.s3, size)):
-            return b"text outside the plan"
-        if op in (
-            OP_WRITE_FD, OP_HOSTNAME, OP_DOMAINNAME, OP_MOUNT, OP_ATTACH, OP_NODE, OP_SYMLINK,
-            OP_MKDIR, OP_READ_ONLY, OP_MASK, OP_WRITE_FILE, OP_SECCOMP, OP_GROUPS,
-            OP_MAKE_DIRECTORY, OP_CHDIR, OP_EXEC, OP_EXEC_FD,
-        ) and step.s1 == NONE:
-            return b"step without its text"
-        if op in (OP_MOUNT, OP_SYMLINK, OP_WRITE_FILE, OP_EXEC, OP_EXEC_FD) and step.s2 == NONE:
-            return b"step without its second text"
-        if op in (OP_WRITE_FD, OP_SETNS, OP_ROOT, OP_ATTACH, OP_TERMINAL) and not 0 <= step.a < slots:
-            return b"no such slot"
-        if op == OP_STDIO and not (-1 <= step.a < slots and -1 <= step.b < slots and -1 <= step.c < slots):
-            return b"no such slot"
-        if op == OP_EXEC_FD and not 0 <= step.c < slots:
-            return b"no such slot"
-        if op == OP_MOUNT and (step.a < 0 or not texts_fit(arena, size, step.s3, 2 * <int64_t> step.a)):
-            return b"mount options outside the plan"
-        if op == OP_EXEC and (step.c < 1 or not texts_fit(arena, size, step.s3, step.c)):
-            return b"programs outside the plan"
-        if op in (OP_EXEC, OP_EXEC_FD) and (
-            step.a < 1 or step.b < 0 or not texts_fit(arena, size, step.s1, step.a)
-            or not texts_fit(arena, size, step.s2, step.b)
-        ):
-            return b"arguments outside the plan"
-        if op == OP_SECCOMP and not (0 < step.a <= 4096 and <uint64_t> step.s1 + 8 * <uint64_t> step.a <= size):
-            return b"filter outside the plan"
-        if op == OP_GROUPS and not (0 <= step.a <= 65536 and <uint64_t> step.s1 + 4 * <uint64_t> step.a <= size):
-            return b"groups outside the plan"
-        if op == OP_BOUND and not 0 <= step.a < 63:
-            return b"unknown capability"
+        step = <const Step *> (plan + sizeof(Header)) + i
+        wrong = check_step(step, arena, header.size, slots, stage, i + 1 == header.count)
+        if wrong != NULL:
+            return wrong
+        if step.op in (OP_PRIVATE, OP_ROOT, OP_PIVOT, OP_CLOSE):
+            stage += 1
     return NULL
 
 
@@ -943,63 +1092,57 @@ cdef char **pointers(const char *text, int count) noexcept:
 
 
 cdef void reap(int pidfd) noexcept nogil:
-    syscall(SYS_waitid, P_PIDFD, pidfd, NULL, WEXITED, NULL)
+    while call(SYS_waitid, P_PIDFD, pidfd, NULL, WEXITED | WALL, NULL) == -EINTR:
+        pass
     close(pidfd)
 
 
-def try_spawn(bytes plan not None, object descriptors, int cgroup):
+def check_plan(bytes plan not None, int slots):
+    """What is wrong with a plan for so many slots, or None."""
+    cdef const char *text = plan
+    cdef const char *wrong = check(text, len(plan), slots)
+    return None if wrong == NULL else wrong.decode()
+
+
+def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=False):
     """(pid, pidfd, 0, 0), or (0, -1, step, errno): step counts from 1, 0 is the clone itself.
 
-    ValueError for a plan that is not one. Blocks until the child executes or fails.
+    ValueError for a plan that is not one. Blocks until the child executes or fails. `by_libc`
+    clones as on machines where we know no better.
     """
     cdef Header header
     cdef Context context
     cdef int slots[MAX_SLOTS]
+    cdef int low[3]
     cdef int count = len(descriptors)
-    cdef Py_ssize_t length = len(plan)
+    cdef const char *base = plan
     cdef const char *wrong
     cdef const Step *step
     cdef char *stack
-    cdef bytearray copy
     cdef int pidfd = -1
     cdef long pid
     cdef uint64_t every = <uint64_t> -1
     cdef uint64_t before = 0
     cdef uint64_t flags
-    cdef int low[3]
-    cdef int lows = 0
     cdef int i
-    cdef int fd
     if count > MAX_SLOTS:
         raise ValueError("too many descriptors for one plan")
-    if length < <Py_ssize_t> sizeof(Header):
-        raise ValueError("plan is too short")
-    copy = bytearray(plan)  # the walk over path components writes into it
-    cdef char *base = copy
-    memcpy(&header, base, sizeof(Header))
-    if (
-        header.magic != MAGIC
-        or header.count == 0
-        or header.count > MAX_STEPS
-        or header.arena != sizeof(Header) + header.count * sizeof(Step)
-        or <uint64_t> header.arena + header.size != <uint64_t> length
-    ):
-        raise ValueError("not a plan")
-    memset(&context, 0, sizeof(context))
-    context.steps = <const Step *> (base + sizeof(Header))
-    context.count = header.count
-    context.arena = base + header.arena
-    context.root = AT_FDCWD
-    context.mask = -1
-    wrong = check(&header, context.steps, context.arena, count)
+    wrong = check(base, len(plan), count)
     if wrong != NULL:
         raise ValueError(f"bad plan: {wrong.decode()}")
     for i in range(count):
         slots[i] = descriptors[i]
+    memcpy(&header, base, sizeof(Header))
+    memset(&context, 0, sizeof(context))
+    context.steps = <const Step *> (base + sizeof(Header))
+    context.count = header.count
+    context.arena = base + header.arena
     context.slots = slots
+    context.root = -1
+    context.mask = -1
+    context.group = -1
     step = context.steps + header.count - 1
-    if step.op != OP_EXEC and step.op != OP_EXEC_FD:
-        raise ValueError("bad plan: it does not end in a program")
+    low[0] = low[1] = low[2] = -1
     context.argv = pointers(context.arena + step.s1, step.a)
     context.envp = pointers(context.arena + step.s2, step.b)
     stack = <char *> mmap(NULL, STACK + GUARD, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0)
@@ -1008,27 +1151,39 @@ def try_spawn(bytes plan not None, object descriptors, int cgroup):
             raise MemoryError
         mprotect(stack, GUARD, PROT_NONE)
         for i in range(count):
-            if 0 <= slots[i] <= 2 and lows < 3:
-                fd = fcntl(slots[i], F_DUPFD_CLOEXEC, 3)
-                if fd < 0:
+            if 0 <= slots[i] <= 2:  # the child's own 0, 1 and 2 will take their place
+                if low[slots[i]] < 0:
+                    low[slots[i]] = fcntl(slots[i], F_DUPFD_CLOEXEC, 3)
+                if low[slots[i]] < 0:
                     return 0, -1, 0, errno
-                slots[i] = low[lows] = fd
-                lows += 1
+                slots[i] = low[slots[i]]
         flags = header.flags | CLONE_VM | CLONE_VFORK
         with nogil:
-            syscall(SYS_rt_sigprocmask, SIG_SETMASK, &every, &before, 8)
-            pid = dockpy_clone(flags, &pidfd, cgroup, stack + GUARD, STACK, run_plan, &context)
-            syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, 8)
-            if pid > 0 and context.failed:
+            call(SYS_rt_sigprocmask, SIG_SETMASK, &every, &before, 8)
+            pid = -ENOSYS
+            if not by_libc:
+                pid = dockpy_clone3(flags, &pidfd, cgroup, stack + GUARD, STACK, run_plan, &context)
+            if pid == -ENOSYS:
+                if cgroup >= 0:
+                    context.group = openat(cgroup, b"cgroup.procs", O_WRONLY | O_CLOEXEC)
+                if cgroup >= 0 and context.group < 0:
+                    pid = -<long> errno
+                else:
+                    pid = dockpy_clone(flags, &pidfd, stack + GUARD, STACK, run_plan, &context)
+            if pid > 0 and context.err != 0:
                 reap(pidfd)
+            call(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, 8)
         if pid < 0:
             return 0, -1, 0, <int> -pid
-        if context.failed:
-            return 0, -1, context.failed, context.err
+        if context.err != 0:
+            return 0, -1, context.step, context.err
         return pid, pidfd, 0, 0
     finally:
-        for i in range(lows):
-            close(low[i])
+        for i in range(3):
+            if low[i] >= 0:
+                close(low[i])
+        if context.group >= 0:
+            close(context.group)
         free(context.argv)
         free(context.envp)
         if stack != <char *> MAP_FAILED:

@@ -65,6 +65,7 @@ cdef extern from "<sys/syscall.h>" nogil:
         SYS_exit_group
         SYS_fchdir
         SYS_fchown
+        SYS_fcntl
         SYS_fsconfig
         SYS_fsmount
         SYS_fsopen

@@ -9,7 +9,10 @@ from dockpy._clone import try_spawn
 
 
 class StepFailed(Exception):
-    """A step the kernel refused, in numbers; `Plan.error` turns them into words."""
+    """A step the kernel refused, in numbers; `Plan.error` turns them into words.
+
+    `index` counts from 1; 0 is the clone itself.
+    """
 
     def __init__(self, index: int, errno: int) -> None:
         super().__init__(index, errno)

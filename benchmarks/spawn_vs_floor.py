@@ -1,0 +1,194 @@
+"""What one spawn costs, beside the kernel's floor when its program is given.
+
+    python -m benchmarks.spawn_vs_floor [--rounds N] [--each N] [--gap MS] [--floor PROGRAM]
+                                        [--tree DIR] [--work DIR]
+
+A start here is: upper and work directories, cgroups in every v1 controller, the overlay, the plan
+built and packed, the spawn, the wait for /bin/true. No image, log, record or supervisor; the
+seccomp filter has a real one's size and allows everything. Contestants
+take turns. `--tree` is a root with /bin/true, /proc, /dev, /sys; a busybox one is made by default.
+Floor is benchmarks/floor.c, run as `floor N TREE WORK mounts net cgroup gap=MS`. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.samples import Samples, table
+from dockpy import mounts
+from dockpy.capabilities import DEFAULT
+from dockpy.spawn import spawn
+from dockpy.start import StartSpec, start_plan
+
+V1 = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio")
+CGROUPS = Path("/sys/fs/cgroup")
+
+BARE = StartSpec(
+    root_slot=0,
+    argv=("/bin/true",),
+    env=("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"),
+    cwd="/",
+    uid=0,
+    gid=0,
+    groups=(),
+    hostname="bench",
+    domainname="",
+    tty_slot=None,
+    devpts_slot=None,
+    stdin_slot=None,
+    stdout_slot=None,
+    stderr_slot=None,
+    cgroup_tasks_slots=(),
+    network="none",
+    capabilities=DEFAULT,
+    seccomp=None,
+    no_new_privileges=False,
+    rlimits=((7, 1024, 4096),),
+    oom_score_adj=0,
+    privileged=False,
+    read_only=False,
+    binds=(),
+    tmpfs=(),
+    shm_size=64 << 20,
+    devices=(),
+    init_slot=None,
+    mount_cgroup=False,
+)
+
+
+def long_filter(calls: int = 512) -> bytes:
+    """A filter of a profile's size, a binary search as ours are; allows everything. seccomp(2)."""
+    load, jump_greater_equal, leave, allow = 0x20, 0x35, 0x06, 0x7FFF0000
+
+    def search(low: int, high: int) -> list[tuple[int, int, int, int]]:
+        if high - low <= 2:
+            return [(leave, 0, 0, allow)]
+        middle = (low + high) // 2
+        below, above = search(low, middle), search(middle, high)
+        far = (0x05, 0, 0, len(below))  # jump over what is below
+        return [(jump_greater_equal, 0, 1, middle), far, *below, *above]
+
+    program = [(load, 0, 0, 0), *search(0, calls)]
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
+
+
+@dataclass
+class Place:
+    """Directories of one start."""
+
+    directory: Path
+    groups: list[Path]
+
+
+@contextmanager
+def place(work: Path, name: str) -> Iterator[Place]:
+    """The directories' making is the caller's time, their removal nobody's."""
+    here = Place(work / name, [])
+    here.directory.mkdir()
+    for part in ("upper", "work"):
+        (here.directory / part).mkdir()
+    for controller in V1:
+        parent = CGROUPS / controller
+        if not (parent / "tasks").exists():
+            continue
+        group = parent / f"dockpy-bench-{os.getpid()}-{name}"
+        os.mkdir(group)
+        here.groups.append(group)
+        if controller == "cpuset":
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                (group / file).write_text((parent / file).read_text())
+    try:
+        yield here
+    finally:
+        for group in here.groups:
+            group.rmdir()
+        shutil.rmtree(here.directory)
+
+
+def one_start(tree: Path, work: Path, name: str, spec: StartSpec) -> tuple[float, float]:
+    """Milliseconds of the whole start, and of the spawn alone."""
+    began = time.perf_counter()
+    with place(work, name) as here:
+        upper, inner = here.directory / "upper", here.directory / "work"
+        fds = [mounts.overlay([tree], upper, inner, volatile=True)]
+        fds += [os.open(group / "tasks", os.O_WRONLY | os.O_CLOEXEC) for group in here.groups]
+        plan = start_plan(replace(spec, cgroup_tasks_slots=tuple(range(1, len(fds))))).pack()
+        before = time.perf_counter()
+        child = spawn(plan, fds)
+        after = time.perf_counter()
+        for fd in fds:
+            os.close(fd)
+        status = os.waitpid(child.pid, 0)[1]
+        os.close(child.pidfd)
+        ended = time.perf_counter()
+    if status:
+        raise RuntimeError(f"/bin/true ended with status {status}")
+    return (ended - began) * 1e3, (after - before) * 1e3
+
+
+def floor_times(program: Path, tree: Path, work: Path, each: int, gap: int) -> list[float]:
+    """The floor prints quantiles only: its median stands for each of the round's runs."""
+    line = subprocess.run(
+        [program, str(each), tree, work, "mounts", "net", "cgroup", f"gap={gap}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found = re.search(r"p50 ([0-9.]+)", line)
+    if found is None:
+        raise RuntimeError(f"floor said {line!r}")
+    return [float(found[1])]
+
+
+def busybox_tree(directory: Path) -> Path:
+    """A root of one static busybox."""
+    for name in ("bin", "dev", "proc", "sys", "etc"):
+        (directory / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", directory / "bin/busybox")
+    (directory / "bin/true").symlink_to("busybox")
+    return directory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--each", type=int, default=20)
+    parser.add_argument("--gap", type=int, default=0, help="milliseconds before each start")
+    parser.add_argument("--floor", type=Path)
+    parser.add_argument("--tree", type=Path)
+    parser.add_argument("--work", type=Path, help="on a file system that can hold an upper")
+    asked = parser.parse_args()
+    whole = Samples("start: everything, wait included")
+    spawns = Samples("of it: spawn until exec")
+    open_calls = Samples("start without seccomp filter")
+    floor = Samples("floor mounts net cgroup (p50s)")
+    with tempfile.TemporaryDirectory(dir=asked.work, prefix="dockpy-bench-") as name:
+        work = Path(name)
+        tree = asked.tree or busybox_tree(work / "tree")
+        contestants = ((whole, replace(BARE, seccomp=long_filter())), (open_calls, BARE))
+        for number in range(asked.rounds):
+            if asked.floor:
+                floor.values += floor_times(asked.floor, tree, work, asked.each, asked.gap)
+            for samples, spec in contestants:
+                for count in range(asked.each):
+                    time.sleep(asked.gap / 1e3)
+                    took, spawned = one_start(tree, work, f"{number}-{count}", spec)
+                    samples.values.append(took)
+                    if samples is whole:
+                        spawns.values.append(spawned)
+    print(table("one spawn", [floor, whole, spawns, open_calls], floor if asked.floor else None))
+
+
+if __name__ == "__main__":
+    main()
