@@ -168,6 +168,7 @@ def test_ps_by_template_table_and_json(caller: Caller, three: list[FakeContainer
     assert found["ID"] == "b" * 12
     assert found["Command"] == '"sleep 9"'
     assert list(found) == sorted(found)
+    assert json.loads(caller("ps", "--format", "{{json .}}")[1]) == found
 
 
 def test_ps_without_truncation_shows_whole_commands(

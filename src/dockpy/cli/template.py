@@ -633,10 +633,12 @@ def _float(value: float) -> str:
 
 
 def to_json(value: Any) -> str:
-    """One line, keys in order, as Docker's `json` function."""
-    return json.dumps(
-        None if value is NO_VALUE else value, ensure_ascii=False, separators=(",", ":")
-    )
+    """One line, as Docker's `json` function; a struct's functions are left out."""
+    if value is NO_VALUE:
+        value = None
+    elif isinstance(value, Mapping):
+        value = {key: one for key, one in value.items() if not callable(one)}
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 # -- functions -----------------------------------------------------------------------------------
