@@ -88,7 +88,10 @@ def stay(
     """
     config = container.config
     with raw_terminal(session, config, wanted):
+        if "stdin" in wanted:
+            session.takes_stdin()
         attachment = connect()
+        session.staying_with(container.id)
         seat = _Seat(container, attachment, pass_on=sig_proxy and not config.tty)
         resize = container.resize if config.tty else ignore_size
         with session.events.listening(
@@ -100,6 +103,7 @@ def stay(
                     container.resize(rows + 1, columns + 1)
                 container.resize(rows, columns)
             end = attachment.wait()
+        session.staying_with("" if end is not AttachmentEnd.ENDED else container.id)
         if end is AttachmentEnd.ENDED:
             return container.wait()
         if end is AttachmentEnd.DETACHED:

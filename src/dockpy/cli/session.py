@@ -179,6 +179,8 @@ class Session:
     window: tuple[int, int] = (0, 0)
     set_raw: Callable[[bool], None] = lambda _on: None
     leave: Callable[[int], None] = lambda _code: None
+    staying_with: Callable[[str], None] = lambda _identifier: None
+    takes_stdin: Callable[[], None] = lambda: None
     events: Events = field(init=False)
 
     def __post_init__(self) -> None:

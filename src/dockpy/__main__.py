@@ -1,0 +1,5 @@
+"""`python -m dockpy`: the client."""
+
+from dockpy.api.client import main
+
+main()

@@ -1,0 +1,1 @@
+"""The socket front door: a thin client and the daemon behind it."""
