@@ -6,14 +6,27 @@ DOCKPY_ONLY="_clone _copy" builds just those, for work on one module.
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# After setuptools, which provides it where Python no longer does.
+from distutils.command.build_scripts import build_scripts  # isort: skip
+
 SOURCE = Path("src/dockpy")
-WITH_LIBRARIES = {"_tar": ["archive"]}
+INIT_FLAGS = [
+    *("-Os", "-s", "-Wall", "-static", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie"),
+    *(
+        "-fno-stack-protector",
+        "-fno-asynchronous-unwind-tables",
+        "-fno-tree-loop-distribute-patterns",
+    ),
+    *("-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-Wl,-z,noexecstack"),
+]
+"""A program without a C library: two KB."""
 
 
 class BuildAll(build_ext):
@@ -23,11 +36,24 @@ class BuildAll(build_ext):
         super().run()
         target = SOURCE if self.inplace else Path(self.build_lib) / "dockpy"
         target.mkdir(parents=True, exist_ok=True)
-        compiler = os.environ.get("CC", "cc")
-        subprocess.run(
-            [compiler, "-Os", "-static", "-s", "-Wall", "-o", target / "_init", SOURCE / "init.c"],
-            check=True,
-        )
+        compile_program(SOURCE / "init.c", target / "_init", *INIT_FLAGS)
+
+
+class BuildCommand(build_scripts):
+    """The `dockpy` command: a small program where others have a script."""
+
+    def copy_scripts(self) -> tuple[list[str], list[str]]:
+        target = Path(self.build_dir) / "dockpy"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        flags = ("-Os", "-s", "-Wall", "-static", f'-DPYTHON_VERSION="{version}"')
+        compile_program(SOURCE / "launcher.c", target, *flags)
+        return [str(target)], [str(target)]
+
+
+def compile_program(source: Path, target: Path, *flags: str) -> None:
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, *flags, "-o", target, source], check=True)
 
 
 def extensions() -> list[Extension]:
@@ -36,7 +62,6 @@ def extensions() -> list[Extension]:
         Extension(
             f"dockpy.{source.stem}",
             [str(source)],
-            libraries=WITH_LIBRARIES.get(source.stem, []),
             extra_compile_args=["-O2", "-g1", "-fno-strict-aliasing", "-Wno-unused-function"],
         )
         for source in sorted(SOURCE.glob("_*.pyx"))
@@ -45,7 +70,8 @@ def extensions() -> list[Extension]:
 
 
 setup(
-    cmdclass={"build_ext": BuildAll},
+    cmdclass={"build_ext": BuildAll, "build_scripts": BuildCommand},
+    scripts=[str(SOURCE / "launcher.c")],
     ext_modules=cythonize(
         extensions(),
         include_path=["src"],
