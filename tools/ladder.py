@@ -174,7 +174,8 @@ def _against(ladder: Ladder, each: Import) -> str | None:
 
 
 def is_native(module: str) -> bool:
-    return module.rpartition(".")[2].startswith("_")
+    name = module.rpartition(".")[2]
+    return name.startswith("_") and not name.startswith("__")
 
 
 def _one_package(first: str, second: str) -> bool:

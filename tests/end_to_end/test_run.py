@@ -21,7 +21,9 @@ pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
         pytest.param(["base", "echo", "hello"], 0, "hello\n", "", id="output"),
         pytest.param(["base", "sh", "-c", "echo a; echo b >&2"], 0, "a\n", "b\n", id="two-streams"),
         pytest.param(["base", "sh", "-c", "exit 7"], 7, "", "", id="its-own-code"),
-        pytest.param(["base", "sh", "-c", "sh -c 'kill -9 $$'"], 137, "", "Killed\n", id="signal"),
+        pytest.param(
+            ["base", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"], 137, "", "Killed\n", id="signal"
+        ),
         pytest.param(["base", "printf", r"a\0b"], 0, "a\0b", "", id="nul-byte"),
         pytest.param(["base", "echo", "", "  two "], 0, "   two \n", "", id="arguments-untouched"),
         pytest.param(["base", "echo", "--rm", "-d"], 0, "--rm -d\n", "", id="flags-after-image"),
