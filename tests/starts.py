@@ -1,4 +1,4 @@
-"""Starts of tiny containers for kernel tests: a plan, a spawn, what the program said, how it ended."""
+"""Tiny containers for kernel tests: a plan, a spawn, what the program said, how it ended."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dockpy.spawn import Spawned, StepFailed, spawn
 from dockpy.start import StartSpec, start_plan
 
 DEFAULT_CAPABILITIES = 0xA00405FB
-"""Docker's default set, capabilities(7): the one dockpy keeps lacks three of them."""
+"""Some set that every machine can give, capabilities(7)."""
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LONG = 20.0
-"""Seconds after which a program is killed: a hang, not a measurement."""
+"""Seconds after which a test gives up: a hang, not a measurement."""
 
 BARE = StartSpec(
     root_slot=0,
@@ -73,6 +73,7 @@ class Starts:
     base: Path
     work: Path
     open: list[int] = field(default_factory=list)
+    children: list[Spawned] = field(default_factory=list)
 
     def layer(self) -> Path:
         """A fresh directory to put above the base."""
@@ -91,9 +92,18 @@ class Starts:
         return descriptor
 
     def spawn(self, spec: StartSpec, slots: Sequence[int]) -> Spawned:
-        """Raises what the plan makes of a failed step."""
-        plan = start_plan(spec)
-        return spawn_plan(plan, slots)
+        """Raises what the plan makes of a failed step. At the latest the test's end is its end."""
+        child = spawn_plan(start_plan(spec), slots)
+        self.children.append(child)
+        return child
+
+    def finish(self, child: Spawned, reader: int) -> Ran:
+        """Read until the end, reap."""
+        text = read_until(reader, None)
+        self.children.remove(child)
+        code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        os.close(child.pidfd)
+        return Ran(128 - code if code < 0 else code, text)
 
     def run(
         self, *argv: str, slots: Sequence[int] = (), root: int | None = None, **changes: object
@@ -110,11 +120,15 @@ class Starts:
                 child = self.spawn(spec, [own, writer, *slots])
             finally:
                 os.close(writer)
-            return finish(child, reader)
+            return self.finish(child, reader)
         finally:
             os.close(reader)
 
     def close(self) -> None:
+        for child in self.children:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+            os.close(child.pidfd)
         for descriptor in self.open:
             os.close(descriptor)
 
@@ -132,23 +146,13 @@ def spawn_plan(plan: Plan, slots: Sequence[int]) -> Spawned:
         raise plan.error(failure.index, failure.errno) from None
 
 
-def finish(child: Spawned, reader: int) -> Ran:
-    """Read until the end, reap."""
-    text = read_until(child, reader, None)
-    status = os.waitpid(child.pid, 0)[1]
-    os.close(child.pidfd)
-    code = os.waitstatus_to_exitcode(status)
-    return Ran(128 - code if code < 0 else code, text)
-
-
-def read_until(child: Spawned, reader: int, wanted: str | None) -> str:
-    """What comes from `reader` until `wanted` does, or the end; a hang kills the child."""
+def read_until(reader: int, wanted: str | None) -> str:
+    """What comes from `reader` until `wanted` does, or the end."""
     deadline = time.monotonic() + LONG
     text = b""
     while wanted is None or wanted.encode() not in text:
         ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
             raise AssertionError(f"no end of the program in {LONG} s; it said {text!r}")
         try:
             more = os.read(reader, 65536)

@@ -381,6 +381,10 @@ cdef uint32_t mode_of(int directory, const char *path, int flags) noexcept nogil
     return status.stx_mode
 
 
+cdef bint is_directory(int fd) noexcept nogil:
+    return S_ISDIR(mode_of(fd, b"", AT_EMPTY_PATH))
+
+
 cdef int splice_link(char *path, size_t start, size_t end, const char *link, size_t size) noexcept nogil:
     # path[start:end] is a link that says `link`: the path it stands for replaces `path`.
     cdef char rest[PATH_SIZE]
@@ -536,10 +540,15 @@ cdef int new_mount(Context *context, const Step *step) noexcept nogil:
 
 
 cdef int attach_slot(Context *context, const Step *step) noexcept nogil:
+    cdef int tree = context.slots[step.a]
+    cdef int err
     cdef int target = target_of(context, context.arena + step.s1, step.b)
     if target < 0:
         return -target
-    return drop(target, attach_to(context.slots[step.a], target))
+    err = attach_to(tree, target)
+    if err == EINVAL and is_directory(tree) != is_directory(target):
+        err = ENOTDIR  # which the kernel does not tell apart
+    return drop(target, err)
 
 
 cdef int read_only(Context *context, const char *path) noexcept nogil:
@@ -570,7 +579,7 @@ cdef int mask_path(Context *context, const char *path) noexcept nogil:
     cdef int target = in_root(context.root, path, O_PATH, RESOLVE_NO_MAGICLINKS)
     if target < 0:
         return 0 if target == -ENOENT else -target
-    if S_ISDIR(mode_of(target, b"", AT_EMPTY_PATH)):
+    if is_directory(target):
         if context.mask < 0:
             context.mask = new_file_system(
                 b"tmpfs", b"mode\x000755", 1,
@@ -727,7 +736,7 @@ cdef int change_directory(const char *path) noexcept nogil:
 
 
 cdef int make_directory(Context *context, const char *path) noexcept nogil:
-    cdef int fd = in_root(context.root, path, O_PATH, 0)
+    cdef int fd = in_root(context.root, path, O_PATH, RESOLVE_NO_MAGICLINKS)
     if fd >= 0:
         return drop(fd, 0)
     return make_missing(context.root, path, True) if fd == -ENOENT else -fd

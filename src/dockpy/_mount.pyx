@@ -14,6 +14,7 @@ cdef extern from "<fcntl.h>" nogil:
     int openat(int directory, const char *path, int flags, ...)
     enum:
         AT_EMPTY_PATH
+        AT_FDCWD
         AT_RECURSIVE
         O_CLOEXEC
         O_NOCTTY
@@ -23,6 +24,18 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     ssize_t read(int fd, void *buffer, size_t size)
+
+cdef extern from "<sched.h>" nogil:
+    int unshare(int flags)
+    enum:
+        CLONE_NEWNS
+
+cdef extern from "<sys/mount.h>" nogil:
+    int mount(const char *source, const char *target, const char *kind, unsigned long flags, const void *data)
+    enum:
+        MS_NODEV
+        MS_PRIVATE
+        MS_REC
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
@@ -42,11 +55,14 @@ cdef enum MountStep:
     STEP_MASTER
     STEP_UNLOCK
     STEP_PEER
+    STEP_UNSHARE
+    STEP_PRIVATE
 
 MOUNT_STEPS = {
     STEP_OPEN: "open file system", STEP_OPTION: "set mount option", STEP_CREATE: "create file system",
     STEP_MOUNT: "make detached mount", STEP_CLONE: "clone mount", STEP_ATTRIBUTES: "set mount attributes",
     STEP_MASTER: "open terminal master", STEP_UNLOCK: "unlock terminal", STEP_PEER: "open terminal",
+    STEP_UNSHARE: "make mount namespace", STEP_PRIVATE: "make mounts private",
 }
 
 
@@ -120,6 +136,34 @@ def try_clone(int path, bint recursive, unsigned int attributes):
             err = errno
             close(tree)
             return -1, STEP_ATTRIBUTES, err
+    return tree, 0, 0
+
+
+def try_leave_mounts():
+    """The calling thread gets mounts (and a working directory) of its own: (step, errno)."""
+    with nogil:
+        if unshare(CLONE_NEWNS) != 0:
+            with gil:
+                return STEP_UNSHARE, errno
+        if mount(NULL, b"/", NULL, MS_REC | MS_PRIVATE, NULL) != 0:
+            with gil:
+                return STEP_PRIVATE, errno
+    return 0, 0
+
+
+def try_mount(bytes kind not None, bytes target not None, bytes options not None):
+    """mount(2) without device nodes, and a detached copy of it: (descriptor, step, errno)."""
+    cdef const char *name = kind
+    cdef const char *place = target
+    cdef const char *data = options
+    cdef int tree
+    with nogil:
+        if mount(name, place, name, MS_NODEV, data) != 0:
+            with gil:
+                return -1, STEP_CREATE, errno
+        tree = <int> syscall(SYS_open_tree, AT_FDCWD, place, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+    if tree < 0:
+        return -1, STEP_CLONE, errno
     return tree, 0, 0
 
 

@@ -9,69 +9,137 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from dockpy._mount import MOUNT_STEPS, try_clone, try_new, try_open, try_terminal
+from dockpy._mount import (
+    MOUNT_STEPS,
+    try_clone,
+    try_leave_mounts,
+    try_mount,
+    try_new,
+    try_open,
+    try_terminal,
+)
 from dockpy.errors import KernelError, StoreError
 
 RDONLY, NOSUID, NODEV, NOEXEC = 1, 2, 4, 8
-PAGE = 4096
-"""Before Linux 6.8 all options of an overlay share one page."""
+LONGEST_OPTION = 255
+"""Of one value given to fsconfig(2)."""
+
+
+class MountRefused(KernelError):
+    """A file system the kernel did not make; `words` is its own explanation, often empty."""
+
+    def __init__(self, step: str, err: int, path: str | None = None, words: str = "") -> None:
+        super().__init__(step, err, path)
+        self.words = words
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}: {self.words}" if self.words else super().__str__()
 
 
 class VolatileUpper(StoreError):
-    """An upper directory that was mounted without flushing and whose mount ended with the host."""
+    """An upper directory that was mounted without flushing: it may lack what was written to it.
+
+    Throw it away; or look at its files and remove `work/work/incompat/volatile` to recover it.
+    """
 
 
 def overlay(lowers: Sequence[Path], upper: Path, work: Path, *, volatile: bool) -> int:
     """A detached, writable overlay without device nodes; `lowers` are top-most first.
 
-    `volatile` skips every flush: for uppers that are thrown away. Any number of lowers the kernel
-    takes (500 and one page of names before Linux 6.8). Raises KernelError with the kernel's own
-    words, VolatileUpper for an upper that a crash left unflushed.
+    `volatile` skips every flush: for uppers that are thrown away. Up to 500 lowers. Raises
+    MountRefused with the kernel's own words, VolatileUpper for an upper that was mounted so before.
     """
-    if not volatile and (work / "work" / "incompat" / "volatile").exists():
-        raise VolatileUpper(f"{upper} was never flushed and the host went down; remove it")
-    top: list[tuple[bytes, bytes | None]] = [
-        (b"source", b"overlay"),
-        (b"upperdir", escape(upper)),
-        (b"workdir", escape(work)),
-    ]
-    if volatile:
-        top.append((b"volatile", None))
-    each = [(b"lowerdir+", bytes(lower)) for lower in lowers]
-    tree, step, err, words, index = try_new(b"overlay", [*each, *top], NODEV)
-    if tree < 0 and err == errno.EINVAL and index == 0 and MOUNT_STEPS[step] == "set mount option":
-        tree, step, err, words = _overlay_in_one_page(lowers, top)
-    if tree < 0:
-        refusal = KernelError(f"mount overlay: {MOUNT_STEPS[step]}", err, str(upper))
-        if words:
-            refusal.add_note(words)
-        raise refusal
-    return tree
-
-
-def _overlay_in_one_page(
-    lowers: Sequence[Path], top: list[tuple[bytes, bytes | None]]
-) -> tuple[int, int, int, str]:
-    """For kernels that know only one `lowerdir`; long lists are named through descriptors."""
-    joined = b":".join(escape(lower) for lower in lowers)
-    opened: list[int] = []
+    if (work / "work" / "incompat" / "volatile").exists():
+        raise VolatileUpper(
+            f"{upper} was mounted without flushing and may have lost data; "
+            f"throw it away, or check its files and remove {work}/work/incompat/volatile"
+        )
     try:
-        if len(joined) > PAGE - 512:
-            opened = [os.open(lower, os.O_PATH | os.O_CLOEXEC) for lower in lowers]
-            joined = b":".join(b"/proc/self/fd/%d" % one for one in opened)
-        tree, step, err, words, _ = try_new(b"overlay", [(b"lowerdir", joined), *top], NODEV)
-        return tree, step, err, words
+        return _overlay_in_parts(lowers, upper, work, volatile)
+    except UnknownOption:
+        return overlay_in_one_page(lowers, upper, work, volatile=volatile)
+
+
+class UnknownOption(Exception):
+    """The kernel is older than Linux 6.7 and takes its lowers in one text only."""
+
+
+def _overlay_in_parts(lowers: Sequence[Path], upper: Path, work: Path, volatile: bool) -> int:
+    """By fsconfig(2). What its values escape differs between kernels: such names are not given."""
+    opened: list[int] = []
+
+    def name(path: Path) -> bytes:
+        text = bytes(path)
+        if len(text) <= LONGEST_OPTION and not any(one in text for one in b":,\\"):
+            return text
+        opened.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+        return b"/proc/self/fd/%d" % opened[-1]
+
+    try:
+        options: list[tuple[bytes, bytes | None]] = [(b"source", b"overlay")]
+        options += [(b"lowerdir+", name(lower)) for lower in lowers]
+        options += [(b"upperdir", name(upper)), (b"workdir", name(work))]
+        if volatile:
+            options.append((b"volatile", None))
+        tree, step, err, words, index = try_new(b"overlay", options, NODEV)
     finally:
         for one in opened:
             os.close(one)
+    if tree >= 0:
+        return tree
+    if err == errno.EINVAL and (index == 1 or "nknown parameter" in words):
+        raise UnknownOption
+    about = dict(enumerate((*lowers, upper, work), start=1)).get(index, upper)
+    raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(about), words)
 
 
-def escape(path: Path) -> bytes:
-    """A path as overlay's option parser wants it."""
-    return bytes(path).replace(b"\\", b"\\\\").replace(b":", b"\\:").replace(b",", b"\\,")
+def overlay_in_one_page(lowers: Sequence[Path], upper: Path, work: Path, *, volatile: bool) -> int:
+    """The same by mount(2), whose options share a page: names are numbers of descriptors.
+
+    The numbers mean something in /proc/self/fd only, and mount(2) mounts somewhere: both happens in
+    a thread with mounts and a working directory of its own, which ends with this call.
+    """
+    outcome: list[int | KernelError] = []
+
+    def mount() -> None:
+        opened: list[int] = []
+        try:
+            _leave_mounts()
+            for path in (*lowers, upper, work):
+                opened.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+            os.chdir("/proc/self/fd")
+            *below, above, beside = (b"%d" % one for one in opened)
+            options = [b"lowerdir=" + b":".join(below), b"upperdir=" + above, b"workdir=" + beside]
+            if volatile:
+                options.append(b"volatile")
+            tree, step, err = try_mount(b"overlay", bytes(upper), b",".join(options))
+            if step:
+                raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(upper))
+            outcome.append(tree)
+        except KernelError as refusal:
+            outcome.append(refusal)
+        except OSError as error:
+            outcome.append(KernelError("open layer", error.errno or 0, error.filename))
+        finally:
+            for one in opened:
+                os.close(one)
+
+    thread = threading.Thread(target=mount, name="overlay")
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], KernelError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _leave_mounts() -> None:
+    step, err = try_leave_mounts()
+    if step:
+        raise KernelError(MOUNT_STEPS[step], err)
 
 
 def devpts() -> tuple[int, int, int]:
@@ -84,9 +152,9 @@ def devpts() -> tuple[int, int, int]:
         (b"mode", b"0620"),
         (b"gid", b"5"),
     ]
-    tree, step, err, _, _ = try_new(b"devpts", options, NOSUID | NOEXEC)
+    tree, step, err, words, _ = try_new(b"devpts", options, NOSUID | NOEXEC)
     if tree < 0:
-        raise KernelError(f"mount devpts: {MOUNT_STEPS[step]}", err)
+        raise MountRefused(f"mount devpts: {MOUNT_STEPS[step]}", err, words=words)
     master, slave, step, err = try_terminal(tree)
     if step:
         os.close(tree)
@@ -95,7 +163,10 @@ def devpts() -> tuple[int, int, int]:
 
 
 def clone_tree(path_fd: int, *, recursive: bool = True, read_only: bool = False) -> int:
-    """A detached copy of the mounts at an open path (O_PATH is enough), as bind mounts are."""
+    """A detached copy of the mounts at an open path (O_PATH is enough), as bind mounts are.
+
+    `recursive`: with what is mounted below it; `read_only` then covers all of it.
+    """
     tree, step, err = try_clone(path_fd, recursive, RDONLY if read_only else 0)
     if tree < 0:
         raise KernelError(MOUNT_STEPS[step], err)

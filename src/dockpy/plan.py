@@ -295,8 +295,8 @@ class Plan:
         shown = None if path is None else f"/{path.lstrip('/')}"
         if label == _ENTER:
             return _cannot_enter(str(shown), err)
-        if label == _MAKE_CWD and err in (errno.ENOTDIR, errno.ELOOP):
-            return CannotExecute(f"working directory {shown} is not a directory in the container")
+        if label == _MAKE_CWD:
+            return _cannot_enter(str(shown), err)
         if step in self._real and err in (errno.ELOOP, errno.ENOTDIR):
             return RequestError(f"{shown} is not a directory in the image; make it one")
         if label == _ATTACH and err in (errno.ENOTDIR, errno.ELOOP):
@@ -370,9 +370,9 @@ class Plan:
 
 
 def _cannot_enter(path: str, err: int) -> DockpyError:
-    if err == errno.ENOENT:
+    if err in (errno.ENOENT, errno.EXDEV):
         return CannotExecute(f"working directory {path} is not inside the container")
-    if err == errno.EACCES:
+    if err in (errno.EACCES, errno.EPERM):
         return CannotExecute(f"working directory {path}: permission denied to the container's user")
     if err in (errno.ENOTDIR, errno.ELOOP):
         return CannotExecute(f"working directory {path} is not a directory in the container")
