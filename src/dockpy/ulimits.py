@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from dockpy.errors import UsageError
 from dockpy.model import Ulimit
+
+LARGEST = (1 << 63) - 1
+"""As the system calls count; the kernel's RLIM_INFINITY is above it."""
+_FIGURE = re.compile(r"\d{1,19}", re.ASCII)
 
 _NUMBERS = {
     "cpu": 0,
@@ -31,7 +37,7 @@ def resource_number(name: str) -> int:
         return _NUMBERS[name]
     except KeyError:
         known = ", ".join(_NUMBERS)
-        raise UsageError(f"unknown ulimit {name!r}; known are {known}") from None
+        raise UsageError(f"unknown ulimit {name[:80]!r}; known are {known}") from None
 
 
 def parse(text: str) -> Ulimit:
@@ -40,16 +46,17 @@ def parse(text: str) -> Ulimit:
     resource_number(name)
     soft, colon, hard = values.partition(":")
     if not equals or not soft or (colon and not hard):
-        raise UsageError(f"bad ulimit {text!r}; write NAME=SOFT[:HARD]")
+        raise UsageError(f"bad ulimit {text[:80]!r}; write NAME=SOFT[:HARD]")
     low, high = _value(text, soft), _value(text, hard or soft)
     if high != -1 and (low == -1 or low > high):
-        raise UsageError(f"bad ulimit {text!r}: the soft limit is above the hard one")
+        raise UsageError(f"bad ulimit {text[:80]!r}: the soft limit is above the hard one")
     return Ulimit(name, low, high)
 
 
 def _value(text: str, figure: str) -> int:
+    """A figure in the unit of its resource (bytes, seconds, pieces); -1 for no limit."""
     if figure in ("-1", "unlimited"):
         return -1
-    if not figure.isdecimal():
-        raise UsageError(f"bad ulimit {text!r}: {figure!r} is not a number")
+    if not _FIGURE.fullmatch(figure) or int(figure) > LARGEST:
+        raise UsageError(f"bad ulimit {text[:80]!r}: {figure[:80]!r} is no number up to {LARGEST}")
     return int(figure)
