@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, cdivision=True
 """Spawns: a packed plan is checked, a child is cloned with the parent's memory, and the child runs
 the plan's steps until it executes the program.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from dockpy._mount import (
     MOUNT_STEPS,
     try_clone,
+    try_files,
     try_leave_mounts,
     try_mount,
     try_new,
@@ -91,8 +92,8 @@ def _overlay_in_parts(lowers: Sequence[Path], upper: Path, work: Path, volatile:
             os.close(one)
     if tree >= 0:
         return tree
-    if err == errno.EINVAL and (index == 1 or "nknown parameter" in words):
-        raise UnknownOption
+    if err == errno.EINVAL and (not words or "'lowerdir+'" in words):
+        raise UnknownOption  # before Linux 6.5 without a word, and only when all options are there
     about = dict(enumerate((*lowers, upper, work), start=1)).get(index, upper)
     raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(about), words)
 
@@ -171,6 +172,21 @@ def clone_tree(path_fd: int, *, recursive: bool = True, read_only: bool = False)
     if tree < 0:
         raise KernelError(MOUNT_STEPS[step], err)
     return tree
+
+
+def small_files(directory: str, files: Sequence[tuple[str, str]]) -> list[int]:
+    """Write (name, text) files into a directory, made if missing; a detached mount of each.
+
+    One call for what is on the way of every start. KernelError names the step.
+    """
+    made, step, err = try_files(
+        os.fsencode(directory), [(os.fsencode(name), text.encode()) for name, text in files]
+    )
+    if step:
+        for descriptor in made:
+            os.close(descriptor)
+        raise KernelError(MOUNT_STEPS[step], err, directory)
+    return made
 
 
 def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:

@@ -116,10 +116,11 @@ def test_a_missing_layer_is_named(place: Path) -> None:
 
 
 def test_a_refusal_carries_the_kernels_own_words(place: Path) -> None:
-    upper, work = directories(place, "upper", "upper/work")
+    upper, work = directories(place, "upper", "work")
+    (place / "file").touch()
     with pytest.raises(mounts.MountRefused) as caught:
-        mounts.overlay([place], upper, work, volatile=True)
-    assert "overlay" in caught.value.words
+        mounts.overlay([place / "file"], upper, work, volatile=True)
+    assert "is not a directory" in caught.value.words
     assert caught.value.words in str(caught.value)
 
 
@@ -129,6 +130,14 @@ def test_a_file_as_layer_is_refused_and_leaves_no_descriptor(place: Path, make: 
     (place / "file").touch()
     with pytest.raises(KernelError):
         make([place / "file"], upper, work, volatile=True)
+
+
+@both_ways
+def test_a_work_directory_inside_the_upper_is_refused(place: Path, make: Overlay) -> None:
+    lower, upper, work = directories(place, "lower", "upper", "upper/work")
+    with pytest.raises(mounts.MountRefused) as caught:
+        make([lower], upper, work, volatile=True)
+    assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, str(upper))
 
 
 def test_the_old_way_leaves_the_other_threads_where_they_are(place: Path) -> None:
