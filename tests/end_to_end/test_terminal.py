@@ -45,7 +45,7 @@ def test_the_window_size_is_told_at_the_start_and_on_change(dockpy: Client) -> N
 def test_ctrl_c_ends_the_job_not_the_shell(dockpy: Client) -> None:
     with dockpy.terminal("run", "--rm", "-it", "base", "sh") as terminal:
         terminal.expect("# ")
-        terminal.type("echo go; sleep 100\r")
+        terminal.type("sh -c 'echo go; exec sleep 100'\r")  # it speaks when it has the terminal
         terminal.expect("go\r\n")
         terminal.type(b"\x03")
         terminal.expect("# ")
