@@ -5,7 +5,7 @@ Nothing here appears in any mount table until a child attaches it. Source: fsope
 open_tree(2), mount_setattr(2), openat2(2), ioctl_tty(2).
 """
 
-from libc.errno cimport EINVAL, errno
+from libc.errno cimport EEXIST, EINVAL, errno
 from libc.string cimport memset
 
 from dockpy._sys cimport *
@@ -17,12 +17,21 @@ cdef extern from "<fcntl.h>" nogil:
         AT_FDCWD
         AT_RECURSIVE
         O_CLOEXEC
+        O_CREAT
+        O_DIRECTORY
         O_NOCTTY
         O_NONBLOCK
+        O_PATH
         O_RDWR
+        O_TRUNC
+        O_WRONLY
+
+cdef extern from "<sys/stat.h>" nogil:
+    int mkdirat(int directory, const char *path, unsigned int mode)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    ssize_t write(int fd, const void *data, size_t size)
     ssize_t read(int fd, void *buffer, size_t size)
 
 cdef extern from "<sched.h>" nogil:
@@ -55,6 +64,8 @@ cdef enum MountStep:
     STEP_MASTER
     STEP_UNLOCK
     STEP_PEER
+    STEP_DIRECTORY
+    STEP_FILE
     STEP_UNSHARE
     STEP_PRIVATE
 
@@ -62,6 +73,7 @@ MOUNT_STEPS = {
     STEP_OPEN: "open file system", STEP_OPTION: "set mount option", STEP_CREATE: "create file system",
     STEP_MOUNT: "make detached mount", STEP_CLONE: "clone mount", STEP_ATTRIBUTES: "set mount attributes",
     STEP_MASTER: "open terminal master", STEP_UNLOCK: "unlock terminal", STEP_PEER: "open terminal",
+    STEP_DIRECTORY: "make directory", STEP_FILE: "write file",
     STEP_UNSHARE: "make mount namespace", STEP_PRIVATE: "make mounts private",
 }
 
@@ -165,6 +177,58 @@ def try_mount(bytes kind not None, bytes target not None, bytes options not None
     if tree < 0:
         return -1, STEP_CLONE, errno
     return tree, 0, 0
+
+
+cdef int write_and_clone(int directory, const char *name, const char *data, ssize_t size, int *err) noexcept nogil:
+    cdef int tree
+    cdef int fd = openat(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
+    if fd < 0:
+        err[0] = errno
+        return -STEP_FILE
+    if write(fd, data, size) != size:
+        err[0] = errno
+        close(fd)
+        return -STEP_FILE
+    tree = <int> syscall(SYS_open_tree, fd, b"", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)
+    err[0] = errno
+    close(fd)
+    return tree if tree >= 0 else -STEP_CLONE
+
+
+def try_files(bytes directory not None, list files not None):
+    """Write (name, bytes) files in a directory, made if missing, and clone a mount of each.
+
+    (descriptors, step, errno); after a failure the descriptors made so far are in the list.
+    """
+    cdef const char *path = directory
+    cdef const char *name
+    cdef const char *data
+    cdef ssize_t size
+    cdef int parent
+    cdef int err = 0
+    cdef int tree
+    made = []
+    with nogil:
+        if mkdirat(AT_FDCWD, path, 0o700) != 0 and errno != EEXIST:
+            err = errno
+        parent = openat(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC) if err == 0 else -1
+        if err == 0 and parent < 0:
+            err = errno
+    if err != 0:
+        return made, STEP_DIRECTORY, err
+    try:
+        for one, text in files:
+            name = one
+            data = text
+            size = len(text)
+            with nogil:
+                tree = write_and_clone(parent, name, data, size, &err)
+            if tree < 0:
+                return made, -tree, err
+            made.append(tree)
+        return made, 0, 0
+    finally:
+        close(parent)
 
 
 def try_terminal(int devpts):

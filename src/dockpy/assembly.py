@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO, Literal
 
 from dockpy import mounts, stdio
+from dockpy._process import close_all
 from dockpy.capabilities import mask as capability_mask
 from dockpy.cgroups import Cgroup, CgroupTree, Limits
 from dockpy.devices import parse_device
@@ -43,8 +44,10 @@ class Site:
     config: Config
     lowers: Sequence[Path]
     directory: Path
-    files: Path
-    """The run directory with hosts, hostname and resolv.conf."""
+    files: Sequence[tuple[str, str]]
+    """Names below /etc and texts of the container's own files."""
+    files_directory: str
+    """Where they are written: on a tmpfs."""
     hostname: str
     identity: Identity | None = None
     """Known already (same image, same user, nothing written yet): no look-up."""
@@ -85,8 +88,7 @@ class Pile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
+        close_all(self._descriptors)
         self._descriptors.clear()
 
 
@@ -185,7 +187,7 @@ class Assembler:
         theirs, ours = make_streams(pile, config)
         binds = [
             BindMount(
-                slot=slot(pile.add(source)),
+                slot=slot(source),
                 target=bind.target,
                 read_only=bind.read_only,
                 is_directory=is_directory,
@@ -286,13 +288,16 @@ def make_streams(pile: Pile, config: Config) -> tuple[Theirs, tuple[int, int, in
 
 def open_binds(pile: Pile, site: Site) -> Iterable[tuple[Bind, int, bool]]:
     """Each bind with a detached mount of its source: the container's own files, then the user's."""
-    for name in ("resolv.conf", "hostname", "hosts"):
-        bind = Bind(str(site.files / name), f"/etc/{name}")
-        if any(one.target == bind.target for one in site.config.binds):
-            continue
-        yield bind, *clone_source(pile, bind)
+    taken = {one.target for one in site.config.binds}
+    own = [(name, text) for name, text in site.files if f"/etc/{name}" not in taken]
+    trees = mounts.small_files(site.files_directory, own)
+    for tree in trees:
+        pile.add(tree)
+    for (name, _), tree in zip(own, trees, strict=True):
+        yield Bind("", f"/etc/{name}"), tree, False
     for bind in site.config.binds:
-        yield bind, *clone_source(pile, bind)
+        source, is_directory = clone_source(pile, bind)
+        yield bind, pile.add(source), is_directory
 
 
 def clone_source(pile: Pile, bind: Bind) -> tuple[int, bool]:

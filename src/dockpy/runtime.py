@@ -274,20 +274,21 @@ class Runtime:
         hostname = config.hostname or (
             platform.node() if config.network_mode == "host" else record.id[:12]
         )
-        files = self._write_files(record, hostname)
+        files_directory = f"{self.run}/containers/{record.id}"
         site = Site(
             id=record.id,
             config=config,
             lowers=[*self.graph.lower_directories(image), self.root / "base"],
             directory=self.directory_of(container),
-            files=files,
+            files=self._files(record, hostname),
+            files_directory=files_directory,
             hostname=hostname,
             identity=self._identities.get(key) if fresh else None,
         )
         try:
             started = self._assembler.start(site, attach)
         except BaseException:
-            self._janitor.put(lambda: remove_files(files, keep=("config.json",)))
+            self._janitor.put(lambda: remove_files(files_directory, keep=("config.json",)))
             raise
         if fresh:
             self._identities[key] = started.identity
@@ -422,24 +423,14 @@ class Runtime:
         path = self.root / "containers" / record.id / "state.json"
         write(path, json.dumps(values).encode(), self._flusher)
 
-    def _write_files(self, record: Record, hostname: str) -> Path:
-        """The container's own /etc files, anew at each start, in its run directory."""
+    def _files(self, record: Record, hostname: str) -> tuple[tuple[str, str], ...]:
+        """The container's own files in /etc, anew at each start."""
         config = record.config
-        files = self.run / "containers" / record.id
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(files, 0o700)
-        texts = (
-            ("hosts", etcfiles.hosts(hostname, config.domainname, config.extra_hosts)),
-            ("hostname", f"{hostname}\n"),
+        return (
             ("resolv.conf", etcfiles.resolv(host_resolv(), config.dns, config.dns_search)),
+            ("hostname", f"{hostname}\n"),
+            ("hosts", etcfiles.hosts(hostname, config.domainname, config.extra_hosts)),
         )
-        for name, text in texts:
-            descriptor = os.open(
-                f"{files}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
-            )
-            os.write(descriptor, text.encode())
-            os.close(descriptor)
-        return files
 
     def _discard(self, record: Record) -> None:
         directory = self.root / "containers" / record.id
@@ -545,7 +536,7 @@ def parse_record(path: Path) -> Record:
         raise TornRecord(str(path), f"not a container's record ({error!r})") from error
 
 
-def remove_files(directory: Path, *, keep: Sequence[str]) -> None:
+def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:
     """Remove a container's run directory, which holds plain files only."""
     try:
         names = os.listdir(directory)
@@ -553,7 +544,7 @@ def remove_files(directory: Path, *, keep: Sequence[str]) -> None:
         return
     for name in names:
         if name not in keep:
-            os.unlink(directory / name)
+            os.unlink(f"{directory}/{name}")
     if not keep or not set(names) & set(keep):
         os.rmdir(directory)
 

@@ -164,9 +164,7 @@ class Supervisor:
             # One bad request must not end the parent of every other container.
             print(f"supervisor {os.getpid()}: {message[0]}: {error!r}", file=sys.stderr, flush=True)
         finally:
-            for descriptor in descriptors:
-                if descriptor not in kept:
-                    os.close(descriptor)
+            _process.close_all(one for one in descriptors if one not in kept)
 
     def _tell(self, message: tuple[Any, ...], descriptors: Sequence[int] = ()) -> None:
         """Say it to the daemon; without one it is found again by `list`."""

@@ -8,8 +8,8 @@ import _socket
 import posix
 import sys
 
-try:
-    from dockpy.api.wire import (
+if __name__ == "client":  # by the launcher: this folder is on the path, the package is not
+    from wire import (  # type: ignore[import-not-found]
         CONTAINER,
         EXIT,
         HEADER,
@@ -24,8 +24,8 @@ try:
         length,
         request,
     )
-except ImportError:
-    from wire import (  # type: ignore[import-not-found,no-redef]
+else:
+    from dockpy.api.wire import (
         CONTAINER,
         EXIT,
         HEADER,
