@@ -94,9 +94,10 @@ def assert_same(
     plain = with_sets(profile)
     held = frozenset(f"CAP_{name}" for name in names(capabilities))
     spoken = architectures(profile, machine)
+    compared = {name for each in plain["syscalls"] if each.get("args") for name in each["names"]}
     for convention in CONVENTIONS[machine]:
         for number, called, beyond in calls(convention):
-            for wide in arguments:
+            for wide in arguments if compared.intersection(called) else arguments[-1:]:
                 is_64_bit = convention.audit & 0x80000000
                 values = wide if is_64_bit else [each & 0xFFFFFFFF for each in wide]
                 taken_back = number == 0xFFFFFFFF  # by a tracer; x86_64's, whatever its top bits
@@ -200,7 +201,7 @@ def random_profile(chance: random.Random, machine: str) -> dict[str, Any]:
             )
         entries.append(entry)
     default = chance.choice(actions)
-    profile = {"defaultAction": f"SCMP_ACT_{default}", "syscalls": entries}
+    profile: dict[str, Any] = {"defaultAction": f"SCMP_ACT_{default}", "syscalls": entries}
     if chance.random() < 0.5:
         profile["architectures"] = chance.sample([c.name for c in CONVENTIONS[machine]], 2)
     elif chance.random() < 0.7:
@@ -214,7 +215,7 @@ def value(chance: random.Random) -> int:
     )
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_profiles_compile_to_their_plain_reading(seed: int) -> None:
     chance = random.Random(seed)
     machine = chance.choice(MACHINES)

@@ -62,7 +62,7 @@ def fits(argument: Mapping[str, Any], values: Sequence[int], name: str) -> bool:
     seen = values[index]
     if (name, index) == ("socket", 0):
         seen &= 0xFFFFFFFF
-    return {
+    found: dict[str, bool] = {
         "SCMP_CMP_EQ": seen == value,
         "SCMP_CMP_NE": seen != value,
         "SCMP_CMP_LT": seen < value,
@@ -70,7 +70,8 @@ def fits(argument: Mapping[str, Any], values: Sequence[int], name: str) -> bool:
         "SCMP_CMP_GT": seen > value,
         "SCMP_CMP_GE": seen >= value,
         "SCMP_CMP_MASKED_EQ": seen & value == second,
-    }[argument["op"]]
+    }
+    return found[argument["op"]]
 
 
 def architectures(profile: Mapping[str, Any], machine: str) -> set[str]:
@@ -101,10 +102,12 @@ def answer(
     default = action_of(profile["defaultAction"], profile.get("defaultErrnoRet"))
     conditional: list[int] = []
     for entry in profile["syscalls"]:
+        called = [entry["name"]] if entry.get("name") else entry["names"]
+        if not any(name in called for name in names):
+            continue
         if not counts(entry, capabilities, machine, kernel):
             continue
         action = action_of(entry["action"], entry.get("errnoRet"))
-        called = [entry["name"]] if entry.get("name") else entry["names"]
         for name in names:
             if name not in called or action == default:
                 continue
