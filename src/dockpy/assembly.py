@@ -163,12 +163,13 @@ class Assembler:
             try:
                 plan, request = self._prepare(pile, site, root, identity, cgroup)
                 outcome, attachments = self._supervision.start(request, attach)
-                if isinstance(outcome, tuple):
-                    raise plan.error(*outcome)
             except BaseException:
                 cgroup.kill()
                 cgroup.remove()
                 raise
+            if isinstance(outcome, tuple):
+                cgroup.remove()
+                raise plan.error(*outcome)
             return Started(outcome, attachments, cgroup, pile.take(root), identity)
 
     def _prepare(

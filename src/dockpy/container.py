@@ -54,7 +54,7 @@ class Engine(Protocol):
     ) -> tuple[Run, list[Attachment]]:
         """Start it; on failure nothing is left behind."""
 
-    def ended(self, container: Container, run: Run) -> bool:
+    def ended(self, run: Run) -> bool:
         """The program is gone: tell whether the OOM killer was at work; must not block."""
 
     def settle(self, container: Container, run: Run) -> None:
@@ -195,7 +195,7 @@ class Container:
                 status=Status.EXITED,
                 pid=0,
                 exit_code=exit_code(status),
-                oom_killed=self._engine.ended(self, run),
+                oom_killed=self._engine.ended(run),
                 finished_at=when,
                 supervisor=-1,
             )

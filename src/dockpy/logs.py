@@ -1,8 +1,9 @@
-"""Reading a container's log back: the json-file format, over rotated files, following on request."""
+"""Reading a container's log back: json-file format, over rotated files, following on request."""
 
 from __future__ import annotations
 
 import calendar
+import contextlib
 import errno
 import json
 import os
@@ -62,22 +63,23 @@ def read_log(
     position = locate(directory, tail)
     offset = position.offset
     for path in position.paths:
-        try:
-            file = open(path, "rb")
-        except FileNotFoundError:
-            continue
-        with file:
-            file.seek(offset)
-            offset = 0
-            for line in file:
-                entry = parse_entry(line)
-                if entry is None or entry.stream not in wanted:
-                    continue
-                if since is not None and entry.time < since:
-                    continue
-                if until is not None and entry.time > until:
-                    return
-                yield entry
+        for line in lines_of(path, offset):
+            entry = parse_entry(line)
+            if entry is None or entry.stream not in wanted:
+                continue
+            if since is not None and entry.time < since:
+                continue
+            if until is not None and entry.time > until:
+                return
+            yield entry
+        offset = 0
+
+
+def lines_of(path: Path, offset: int) -> Iterator[bytes]:
+    """Lines of a file from an offset on; none when it was rotated away meanwhile."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        file.seek(offset)
+        yield from file
 
 
 def parse_entry(line: bytes) -> LogEntry | None:
@@ -109,7 +111,7 @@ def format_time(moment: float | None) -> bytes:
 
 
 def locate(directory: Path, tail: int | None) -> Position:
-    """Where the last `tail` entries begin, read backwards from the end; None: the very beginning."""
+    """Where the last `tail` entries begin, read backwards from the end; None: the beginning."""
     paths = log_files(directory)
     if tail is None or not paths:
         return Position(tuple(paths), 0)
@@ -124,11 +126,7 @@ def locate(directory: Path, tail: int | None) -> Position:
 
 def _offset_of_last(path: Path, lines: int) -> tuple[int, int]:
     """Offset of the last `lines` lines of a file, and how many there are up to that number."""
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
-        return 0, 0
-    with file:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         size = end = file.seek(0, os.SEEK_END)
         if lines <= 0:
             return size, 0
@@ -146,6 +144,7 @@ def _offset_of_last(path: Path, lines: int) -> tuple[int, int]:
                     return begin + at + 1, lines
             end = begin
         return 0, found + 1 if size else 0
+    return 0, 0
 
 
 def copy_log(

@@ -39,6 +39,9 @@ from dockpy.users import Identity
 
 log = logging.getLogger(__name__)
 
+Containers = list[Container]
+"""`Runtime` has a method called list."""
+
 DEFAULT_ROOT = Path("/var/lib/dockpy")
 DEFAULT_RUN = Path("/run/dockpy")
 BACKLOG = 64
@@ -203,7 +206,7 @@ class Runtime:
             return False
         return True
 
-    def list(self) -> list[Container]:
+    def list(self) -> Containers:
         """All containers, newest first."""
         with self._lock:
             containers = list(self._containers.values())
@@ -236,7 +239,7 @@ class Runtime:
             self.tags.set(repository, tag or "latest", image.id, force=True)
         return image
 
-    def containers_of(self, image: Image) -> list[Container]:
+    def containers_of(self, image: Image) -> Containers:
         """Containers made from an image."""
         return [one for one in self.list() if one.record.image_id == image.id]
 
@@ -295,7 +298,7 @@ class Runtime:
         self._held[started.run.key] = started
         return started.run, started.attachments
 
-    def ended(self, container: Container, run: Run) -> bool:
+    def ended(self, run: Run) -> bool:
         """Whether the OOM killer ended processes of this run."""
         held = self._held.get(run.key)
         cgroup = held.cgroup if isinstance(held, Started) else held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from dockpy.errors import RequestError
@@ -11,10 +11,7 @@ from dockpy.model import Bind, Config, Ulimit
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-_DEFAULTS: dict[str, Any] = {
-    one.name: one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
-    for one in fields(Config)
-}
+_DEFAULTS: dict[str, Any] = {one.name: getattr(Config(), one.name) for one in fields(Config)}
 
 
 def merge(preset: Config, asked: Config) -> Config:

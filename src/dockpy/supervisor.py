@@ -394,7 +394,7 @@ def _present(ends: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be a supervisor. `arguments`: listener, three inherited descriptors, containers' directory."""
+    """Be a supervisor. `arguments`: listener, three inherited descriptors, containers' folder."""
     listener = socket(AF_UNIX, SOCK_SEQPACKET, fileno=int(arguments[0]))
     inheritance = [int(text) for text in arguments[1:4]]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGTTOU):

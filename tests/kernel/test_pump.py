@@ -346,8 +346,8 @@ small.mkdir()
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small)], check=True)
 one = Running()
 hog = small / "hog"
-one.start(1, ["/bin/sh", "-c", "seq 1 100000; while [ -e %s ]; do sleep .05; done; echo after" % hog],
-          small / "log")
+script = "seq 1 100000; while [ -e %s ]; do sleep .05; done; echo after" % hog
+one.start(1, ["/bin/sh", "-c", script], small / "log")
 hog.touch()
 print("failed-%d" % one.wait_for(LOG_FAILED, 1))
 lines = entries(small / "log")

@@ -41,6 +41,10 @@ else:
         request,
     )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 DEFAULT_ROOT = "/var/lib/dockpy"
 DEFAULT_RUN = "/run/dockpy"
 RELAYED = (1, 2, 3, 10, 12, 15, 18)
@@ -151,7 +155,7 @@ class Client:
         self.root = root
         self.run = run
         self.socket: _socket.socket | None = None
-        self.terminal: list[object] | None = None
+        self.terminal: list[Any] | None = None
         self.container = b""
         self.input = -1
 
@@ -227,7 +231,7 @@ class Client:
     # -- signals -------------------------------------------------------------------------------
 
     def listen_to_signals(self, window: bool) -> None:
-        import _signal
+        import _signal  # type: ignore[import-not-found]
 
         def relay(number: int, _frame: object) -> None:
             self.send(frame(SIGNAL, b"%d" % number), [])
