@@ -183,6 +183,7 @@ class _Writer:
     def __init__(self) -> None:
         self._reversed: list[tuple[int, int, int, int]] = []
         self._written: dict[tuple[int, int, int, int], int] = {}
+        self._stand_ins: dict[int, int] = {}
 
     def verdict(self, value: int) -> int:
         """End with a verdict."""
@@ -225,14 +226,11 @@ class _Writer:
 
     def _distance(self, position: int) -> int:
         """What the next instruction to be written has to skip to get to a position."""
-        return len(self._reversed) - 1 - position
+        return len(self._reversed) - 1 - self._stand_ins.get(position, position)
 
     def _branch(self, code: int, constant: int, yes: int, no: int) -> int:
-        while max(self._distance(yes), self._distance(no)) > _FARTHEST:
-            if self._distance(yes) > _FARTHEST:
-                yes = self._stand_in(yes)
-            else:
-                no = self._stand_in(no)
+        while far := [each for each in (yes, no) if self._distance(each) > _FARTHEST]:
+            self._stand_in(far[0])
         return self._append(code, constant, self._distance(yes), self._distance(no))
 
     def _then(self, code: int, constant: int, following: int) -> int:
@@ -244,9 +242,10 @@ class _Writer:
         if self._distance(position):
             self._stand_in(position)
 
-    def _stand_in(self, position: int) -> int:
-        """Write one instruction here that does what a far position does."""
+    def _stand_in(self, position: int) -> None:
+        """Write one instruction here that does what a far position does; later jumps use it."""
         code, _, _, constant = self._reversed[position]
         if code == _RETURN:
-            return self._append(code, constant)
-        return self._append(_JUMP, self._distance(position))
+            self._stand_ins[position] = self._append(code, constant)
+        else:
+            self._stand_ins[position] = self._append(_JUMP, self._distance(position))
