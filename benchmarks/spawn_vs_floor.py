@@ -4,9 +4,9 @@
                                         [--tree DIR] [--work DIR]
 
 A start here is: upper and work directories, cgroups in every v1 controller, the overlay, the plan
-built and packed, the spawn, the wait for /bin/true. No image, log, record or supervisor; the
-seccomp filter has a real one's size and allows everything. Contestants
-take turns. `--tree` is a root with /bin/true, /proc, /dev, /sys; a busybox one is made by default.
+built and packed, the spawn, the wait for /bin/true. No image, log, record or supervisor.
+"ready" starts join a network namespace that was made before, and leave the end of their mounts to
+after the wait. Contestants take turns. `--tree` is a root with /bin/true, /proc, /dev, /sys; a busybox one is made by default.
 Floor is benchmarks/floor.c, run as `floor N TREE WORK mounts net cgroup gap=MS`. Needs root.
 """
 
@@ -16,7 +16,6 @@ import argparse
 import os
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 import time
@@ -28,7 +27,8 @@ from pathlib import Path
 from benchmarks.samples import Samples, table
 from dockpy import mounts
 from dockpy.capabilities import DEFAULT
-from dockpy.spawn import spawn
+from dockpy.seccomp import FilterCache
+from dockpy.spawn import hold_mounts, network_namespace, spawn
 from dockpy.start import StartSpec, start_plan
 
 V1 = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio")
@@ -67,22 +67,6 @@ BARE = StartSpec(
 )
 
 
-def long_filter(calls: int = 512) -> bytes:
-    """A filter of a profile's size, a binary search as ours are; allows everything. seccomp(2)."""
-    load, jump_greater_equal, leave, allow = 0x20, 0x35, 0x06, 0x7FFF0000
-
-    def search(low: int, high: int) -> list[tuple[int, int, int, int]]:
-        if high - low <= 2:
-            return [(leave, 0, 0, allow)]
-        middle = (low + high) // 2
-        below, above = search(low, middle), search(middle, high)
-        far = (0x05, 0, 0, len(below))  # jump over what is below
-        return [(jump_greater_equal, 0, 1, middle), far, *below, *above]
-
-    program = [(load, 0, 0, 0), *search(0, calls)]
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
-
-
 @dataclass
 class Place:
     """Directories of one start."""
@@ -116,22 +100,32 @@ def place(work: Path, name: str) -> Iterator[Place]:
         shutil.rmtree(here.directory)
 
 
-def one_start(tree: Path, work: Path, name: str, spec: StartSpec) -> tuple[float, float]:
+def one_start(
+    tree: Path, work: Path, name: str, spec: StartSpec, *, ready: bool = False
+) -> tuple[float, float]:
     """Milliseconds of the whole start, and of the spawn alone."""
+    network = network_namespace() if ready else -1
     began = time.perf_counter()
     with place(work, name) as here:
         upper, inner = here.directory / "upper", here.directory / "work"
         fds = [mounts.overlay([tree], upper, inner, volatile=True)]
         fds += [os.open(group / "tasks", os.O_WRONLY | os.O_CLOEXEC) for group in here.groups]
-        plan = start_plan(replace(spec, cgroup_tasks_slots=tuple(range(1, len(fds))))).pack()
+        spec = replace(spec, cgroup_tasks_slots=tuple(range(1, len(fds))))
+        if ready:
+            spec = replace(spec, network=len(fds))
+            fds.append(network)
+        plan = start_plan(spec).pack()
         before = time.perf_counter()
         child = spawn(plan, fds)
         after = time.perf_counter()
+        held = hold_mounts(child.pidfd) if ready else None
         for fd in fds:
             os.close(fd)
         status = os.waitpid(child.pid, 0)[1]
-        os.close(child.pidfd)
         ended = time.perf_counter()
+        os.close(child.pidfd)
+        if held is not None:
+            os.close(held)
     if status:
         raise RuntimeError(f"/bin/true ended with status {status}")
     return (ended - began) * 1e3, (after - before) * 1e3
@@ -169,25 +163,27 @@ def main() -> None:
     parser.add_argument("--tree", type=Path)
     parser.add_argument("--work", type=Path, help="on a file system that can hold an upper")
     asked = parser.parse_args()
-    whole = Samples("start: everything, wait included")
-    spawns = Samples("of it: spawn until exec")
-    open_calls = Samples("start without seccomp filter")
+    spec = replace(BARE, seccomp=FilterCache().get("default", DEFAULT))
     floor = Samples("floor mounts net cgroup (p50s)")
+    contestants = (
+        (Samples("start, wait included"), Samples("  of it: spawn until exec"), spec, False),
+        (Samples("start, ready"), Samples("  of it: spawn until exec"), spec, True),
+        (Samples("start, no filter"), Samples("  of it: spawn until exec"), BARE, False),
+    )
     with tempfile.TemporaryDirectory(dir=asked.work, prefix="dockpy-bench-") as name:
         work = Path(name)
         tree = asked.tree or busybox_tree(work / "tree")
-        contestants = ((whole, replace(BARE, seccomp=long_filter())), (open_calls, BARE))
         for number in range(asked.rounds):
             if asked.floor:
                 floor.values += floor_times(asked.floor, tree, work, asked.each, asked.gap)
-            for samples, spec in contestants:
+            for whole, spawns, wanted, ready in contestants:
                 for count in range(asked.each):
                     time.sleep(asked.gap / 1e3)
-                    took, spawned = one_start(tree, work, f"{number}-{count}", spec)
-                    samples.values.append(took)
-                    if samples is whole:
-                        spawns.values.append(spawned)
-    print(table("one spawn", [floor, whole, spawns, open_calls], floor if asked.floor else None))
+                    took = one_start(tree, work, f"{number}-{count}", wanted, ready=ready)
+                    whole.values.append(took[0])
+                    spawns.values.append(took[1])
+    rows = [floor, *(row for one in contestants for row in one[:2])]
+    print(table("one spawn", rows, floor if asked.floor else None))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ can name no descriptor and no text outside of it, and does its mounts in namespa
 
 from libc.errno cimport EACCES, EEXIST, EINTR, EINVAL, EISDIR, ELIBACC, ELOOP, ENAMETOOLONG, ENOENT, ENOSYS, ENOTDIR, errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport abort, calloc, free
 from libc.string cimport memchr, memcpy, memset, strlen
 
 from dockpy._sys cimport *
@@ -113,6 +113,15 @@ cdef extern from "<sys/wait.h>" nogil:
         P_PIDFD
         WEXITED
         WALL "__WALL"
+
+cdef extern from *:
+    """
+    #ifndef PIDFD_GET_MNT_NAMESPACE /* <linux/pidfd.h> since Linux 6.11 */
+    #define PIDFD_GET_MNT_NAMESPACE _IO(0xFF, 3)
+    #endif
+    """
+    enum:
+        PIDFD_GET_MNT_NAMESPACE
 
 cdef extern from "<linux/filter.h>" nogil:
     cdef struct sock_filter:
@@ -575,7 +584,9 @@ cdef int read_only(Context *context, const char *path) noexcept nogil:
 
 cdef int mask_path(Context *context, const char *path) noexcept nogil:
     # A file disappears under /dev/null, a directory under an empty read-only tmpfs that all share.
+    # The first one gets the tmpfs itself: to close a mount that is nowhere waits for the kernel.
     cdef int tree
+    cdef int err
     cdef int target = in_root(context.root, path, O_PATH, RESOLVE_NO_MAGICLINKS)
     if target < 0:
         return 0 if target == -ENOENT else -target
@@ -585,8 +596,8 @@ cdef int mask_path(Context *context, const char *path) noexcept nogil:
                 b"tmpfs", b"mode\x000755", 1,
                 MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
             )
-            if context.mask < 0:
-                return drop(target, -context.mask)
+            err = -context.mask if context.mask < 0 else attach_to(context.mask, target)
+            return drop(target, err)
         tree = clone_of(context.mask, b"", AT_EMPTY_PATH)
     else:
         tree = clone_of(context.root, b"dev/null", 0)
@@ -1111,6 +1122,36 @@ def check_plan(bytes plan not None, int slots):
     cdef const char *text = plan
     cdef const char *wrong = check(text, len(plan), slots)
     return None if wrong == NULL else wrong.decode()
+
+
+def try_hold_mounts(int pidfd):
+    """A descriptor of a process's mount namespace, or minus errno."""
+    return <int> call(SYS_ioctl, pidfd, PIDFD_GET_MNT_NAMESPACE, 0)
+
+
+def try_network():
+    """A descriptor of a new network namespace whose `lo` is up: (descriptor, errno).
+
+    The calling thread visits it and comes back; if it cannot, it aborts.
+    """
+    cdef int home
+    cdef int made = -1
+    cdef int err
+    with nogil:
+        home = openat(AT_FDCWD, b"/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
+        if home < 0:
+            err = errno
+        else:
+            err = result(call(SYS_unshare, CLONE_NEWNET))
+            if err == 0:
+                err = loopback()
+                if err == 0:
+                    made = openat(AT_FDCWD, b"/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
+                    err = errno if made < 0 else 0
+                if call(SYS_setns, home, CLONE_NEWNET) < 0:
+                    abort()  # a thread in a container's network must not go on
+            close(home)
+    return made, err
 
 
 def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=False):

@@ -50,6 +50,10 @@ _EXECUTE = "execute"
 _ENTER = "enter working directory"
 _MAKE_CWD = "make working directory"
 _ATTACH = "bind mount"
+_HOST_NAME = "set host name"
+_DOMAIN_NAME = "set domain name"
+_NAMES = (_HOST_NAME, _DOMAIN_NAME)
+"""Steps about something that is no path."""
 
 _NOT_EXECUTABLE = {
     errno.EACCES: "permission denied; make it executable for the container's user",
@@ -99,10 +103,10 @@ class Plan:
         self._add("bring loopback up", "loopback")
 
     def hostname(self, name: str) -> None:
-        self._add("set host name", "hostname", name, s1=self._text(name))
+        self._add(_HOST_NAME, "hostname", name, s1=self._text(name))
 
     def domainname(self, name: str) -> None:
-        self._add("set domain name", "domainname", name, s1=self._text(name))
+        self._add(_DOMAIN_NAME, "domainname", name, s1=self._text(name))
 
     def session(self) -> None:
         self._add("start a session", "setsid")
@@ -292,7 +296,7 @@ class Plan:
         label, path = self.labels[step - 1], self.paths[step - 1]
         if label == _EXECUTE:
             return self._cannot_execute(label, err)
-        shown = None if path is None else f"/{path.lstrip('/')}"
+        shown = path if path is None or label in _NAMES else f"/{path.lstrip('/')}"
         if label == _ENTER:
             return _cannot_enter(str(shown), err)
         if label == _MAKE_CWD:

@@ -19,7 +19,7 @@ import pytest
 from dockpy._clone import try_spawn
 from dockpy._mount import try_leave_mounts, try_mount
 from dockpy.plan import Plan
-from dockpy.spawn import StepFailed, spawn
+from dockpy.spawn import StepFailed, hold_mounts, network_namespace, spawn
 from dockpy.start import start_plan
 from starts import BARE, Starts
 
@@ -250,3 +250,32 @@ def test_open_descriptors_do_not_make_the_child_slow_or_leak(starts: Starts) -> 
     for descriptor in many:
         os.set_inheritable(descriptor, True)
     assert starts.run("ls /proc/self/fd | wc -l").text == "4\n"
+
+
+@pytest.mark.needs("netns")
+def test_a_ready_network_namespace_is_joined_and_the_thread_is_back(starts: Starts) -> None:
+    before = os.readlink("/proc/thread-self/ns/net")
+    descriptor = starts.keep(network_namespace())
+    assert os.readlink("/proc/thread-self/ns/net") == before
+    name = os.readlink(f"/proc/self/fd/{descriptor}")
+    ran = starts.run(
+        "readlink /proc/self/ns/net; cat /sys/class/net/lo/flags; ls /sys/class/net",
+        slots=[descriptor],
+        network=2,
+    )
+    assert name != before
+    assert ran.lines == [name, "0x9", "lo"]
+
+
+def test_held_mounts_outlive_the_process_until_they_are_closed(starts: Starts) -> None:
+    child = spawn(plan_of("/bin/sleep", "100").pack(), [starts.root()])
+    held = hold_mounts(child.pidfd)
+    inside = os.readlink(f"/proc/{child.pid}/ns/mnt")
+    signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    os.waitpid(child.pid, 0)
+    after = hold_mounts(child.pidfd)
+    os.close(child.pidfd)
+    assert after is None
+    if held is not None:  # Linux 6.11
+        assert os.readlink(f"/proc/self/fd/{held}") == inside
+        os.close(held)
