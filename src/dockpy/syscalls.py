@@ -19,6 +19,8 @@ ARCHITECTURES = ("x86_64", "i386", "x32", "aarch64", "arm")
 @cache
 def numbers(architecture: str) -> Mapping[str, int]:
     """Names to numbers on one of ARCHITECTURES; ValueError for another. Kept once it is made."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"no table of system calls for {architecture}")
     column = ARCHITECTURES.index(architecture)
     bit = X32_BIT if architecture == "x32" else 0
     found = {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -459,6 +461,26 @@ def test_cache_keeps_a_bounded_number_and_the_ones_in_use() -> None:
         cache.get(text, 0)
         assert cache.get(texts[0], 0) is first
     assert len(cache) == 64
+
+
+def test_cache_compiles_once_for_threads_that_ask_at_the_same_time() -> None:
+    cache = FilterCache(machine="x86_64", kernel=KERNEL)
+    begin = threading.Barrier(8, timeout=10)
+
+    def get(_: int) -> int:
+        begin.wait()
+        return id(cache.get("default", DEFAULT))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(get, range(8)))) == 1
+
+
+def test_a_profile_that_is_refused_is_not_kept() -> None:
+    cache = FilterCache(machine="x86_64", kernel=KERNEL)
+    for _ in range(2):
+        with pytest.raises(UsageError):
+            cache.get("{}", DEFAULT)
+    assert len(cache) == 0
 
 
 def test_cache_asks_this_host_for_machine_and_kernel() -> None:
