@@ -40,6 +40,7 @@ from dockpy.users import Identity
 log = logging.getLogger(__name__)
 
 Containers = list[Container]
+Attachments = list[Attachment]
 """`Runtime` has a method called list."""
 
 DEFAULT_ROOT = Path("/var/lib/dockpy")
@@ -267,7 +268,7 @@ class Runtime:
 
     def launch(
         self, container: Container, attach: Sequence[Streams]
-    ) -> tuple[Run, list[Attachment]]:
+    ) -> tuple[Run, Attachments]:
         """Start a container's program; on failure nothing is left."""
         record = container.record
         config = record.config
