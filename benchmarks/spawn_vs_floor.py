@@ -6,8 +6,9 @@
 A start here is: upper and work directories, cgroups in every v1 controller, the overlay, the plan
 built and packed, the spawn, the wait for /bin/true. No image, log, record or supervisor.
 "ready" starts join a network namespace that was made before, and leave the end of their mounts to
-after the wait. Contestants take turns. `--tree` is a root with /bin/true, /proc, /dev, /sys; a busybox one is made by default.
-Floor is benchmarks/floor.c, run as `floor N TREE WORK mounts net cgroup gap=MS`. Needs root.
+after the wait. Contestants take turns. `--tree` is a root with /bin/true, /proc, /dev, /sys; a
+busybox one is made by default. Floor is benchmarks/floor.c, run as
+`floor N TREE WORK mounts net cgroup gap=MS`. Needs root.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def spawn(plan: bytes, descriptors: Sequence[int], *, cgroup_fd: int | None = No
     `descriptors` are the plan's slots and stay the caller's; `cgroup_fd` is a v2 directory the
     child starts in. The GIL is released meanwhile. StepFailed: nothing is left of the child.
     ValueError: the bytes are no plan. A change of user makes the caller non-dumpable too, as the
-    memory is shared until exec: setresuid(2), prctl(2). Source: clone(2), notes on CLONE_VFORK and CLONE_INTO_CGROUP.
+    memory is shared until exec: setresuid(2), prctl(2).
+    Source: clone(2), notes on CLONE_VFORK and CLONE_INTO_CGROUP.
     """
     pid, pidfd, index, err = try_spawn(plan, descriptors, -1 if cgroup_fd is None else cgroup_fd)
     if pid == 0:
@@ -46,8 +47,8 @@ def spawn(plan: bytes, descriptors: Sequence[int], *, cgroup_fd: int | None = No
 def hold_mounts(pidfd: int) -> int | None:
     """A descriptor that keeps a process's mounts after its end, None where that cannot be.
 
-    While it is open, the process's exit does not wait for its mounts to be taken apart (0.2 ms); its
-    close does that instead: do it in a thread that nobody waits for. Never blocks. None: the
+    While it is open, the process's exit does not wait for its mounts to be taken apart (0.2 ms);
+    its close does that instead: do it in a thread that nobody waits for. Never blocks. None: the
     process is gone, or Linux is older than 6.11.
     """
     descriptor = try_hold_mounts(pidfd)
@@ -57,8 +58,8 @@ def hold_mounts(pidfd: int) -> int | None:
 def network_namespace() -> int:
     """A new, empty network namespace with `lo` up, as a descriptor (close-on-exec, the caller's).
 
-    Takes about 0.6 ms, a third of a start: have some ready. The calling thread visits the namespace.
-    Needs /proc. Raises KernelError.
+    Takes about 0.6 ms, a third of a start: have some ready. The calling thread visits the
+    namespace and comes back. Needs /proc. Raises KernelError.
     """
     descriptor, err = try_network()
     if descriptor < 0:

@@ -18,6 +18,7 @@ import pytest
 
 from dockpy._clone import try_spawn
 from dockpy._mount import try_leave_mounts, try_mount
+from dockpy.errors import CommandNotFound
 from dockpy.plan import Plan
 from dockpy.spawn import StepFailed, hold_mounts, network_namespace, spawn
 from dockpy.start import start_plan
@@ -245,11 +246,26 @@ def test_the_caller_may_live_where_there_is_nothing_but_a_root(starts: Starts) -
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4 + 10 * errno.ENOENT
 
 
-def test_open_descriptors_do_not_make_the_child_slow_or_leak(starts: Starts) -> None:
-    many = [starts.keep(os.dup(0)) for _ in range(500)]
-    for descriptor in many:
-        os.set_inheritable(descriptor, True)
-    assert starts.run("ls /proc/self/fd | wc -l").text == "4\n"
+@pytest.mark.parametrize("before_slots", [True, False])
+def test_many_descriptors_of_the_parent_stay_open_there_and_only_there(
+    starts: Starts, before_slots: bool
+) -> None:
+    def open_many() -> None:
+        for descriptor in [starts.keep(os.dup(0)) for _ in range(500)]:
+            os.set_inheritable(descriptor, True)
+
+    root = starts.root()
+    if before_slots:
+        open_many()
+        root = starts.root()  # now above all others
+    else:
+        open_many()
+    before = os.listdir("/proc/self/fd")
+    assert starts.run("ls /proc/self/fd | wc -l", root=root).text == "4\n"
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(CommandNotFound):
+        starts.run("/absent", "x", root=starts.root())
+    assert set(before) <= set(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.needs("netns")
