@@ -113,10 +113,10 @@ OWN: Mapping[str, Callable[[], Count]] = {
     "descriptors": descriptors,
     "children": children,
     "threads": threads,
-    "mounts": mounts,
 }
 """What this process alone changes."""
 HOST: Mapping[str, Callable[[], Count]] = {
+    "mounts": mounts,
     "cgroups": cgroups,
     "links": links,
     "run entries": run_entries,
