@@ -42,11 +42,16 @@ class BuildAll(build_ext):
 class BuildCommand(build_scripts):
     """The `dockpy` command: a small program where others have a script."""
 
+    editable_mode = False
+    """Set by setuptools for an installation that uses this checkout's package."""
+
     def copy_scripts(self) -> tuple[list[str], list[str]]:
         target = Path(self.build_dir) / "dockpy"
         target.parent.mkdir(parents=True, exist_ok=True)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         flags = ("-Os", "-s", "-Wall", "-static", f'-DPYTHON_VERSION="{version}"')
+        if self.editable_mode:
+            flags += (f'-DSOURCE="{SOURCE.resolve()}"',)
         compile_program(SOURCE / "launcher.c", target, *flags)
         return [str(target)], [str(target)]
 

@@ -1,18 +1,30 @@
 /* dockpy: the command itself. Starts the client with the interpreter beside this program, without
  * `site` and without anything of the caller's environment (-IS), which a script's first line cannot
  * ask for once an installer has rewritten it. Found through /proc/self/exe, so that links to it work.
+ * An installation for work on dockpy itself has its package elsewhere: SOURCE is that directory.
  */
 #include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-#define CLIENT "import sys; sys.path.insert(0, sys.argv.pop(1)); from client import main; main()"
+#ifndef SOURCE
+#define SOURCE ""
+#endif
+
+/* A package object of our own: dockpy/__init__.py and all it imports are not needed. */
+#define CLIENT                                                             \
+    "import sys; p = type(sys)('dockpy'); p.__path__ = [sys.argv.pop(1)];" \
+    "sys.modules['dockpy'] = p; from dockpy.api.client import main; main()"
 
 int main(int argc, char **argv) {
-    char self[PATH_MAX], python[PATH_MAX + 32], api[PATH_MAX + 96];
+    static const char *const below[] = {
+        "../lib/python" PYTHON_VERSION "/site-packages/dockpy",
+        "../lib64/python" PYTHON_VERSION "/site-packages/dockpy",
+    };
+    static char self[PATH_MAX], python[PATH_MAX + 32], found[PATH_MAX + 96];
+    const char *package = NULL;
     ssize_t size = readlink("/proc/self/exe", self, sizeof self - 1);
     if (size < 0) {
         perror("dockpy: /proc/self/exe");
@@ -21,17 +33,21 @@ int main(int argc, char **argv) {
     self[size] = 0;
     const char *bin = dirname(self);
     snprintf(python, sizeof python, "%s/python3", bin);
-    snprintf(api, sizeof api, "%s/../lib/python" PYTHON_VERSION "/site-packages/dockpy/api", bin);
-    const char **command = calloc(argc + 6, sizeof *command);
+    for (size_t i = 0; package == NULL && i < sizeof below / sizeof *below; i++) {
+        snprintf(found, sizeof found, "%s/%s", bin, below[i]);
+        if (access(found, F_OK) == 0) package = found;
+    }
+    if (package == NULL && access(SOURCE, F_OK) == 0) package = SOURCE;
+    const char **command = calloc((size_t)argc + 6, sizeof *command);
     if (command == NULL) return 125;
     int at = 0;
     command[at++] = python;
-    if (access(api, F_OK) == 0) {
+    if (package != NULL) {
         command[at++] = "-IS";
         command[at++] = "-c";
         command[at++] = CLIENT;
-        command[at++] = api;
-    } else { /* installed in place, for work on dockpy itself */
+        command[at++] = package;
+    } else { /* some other layout: the interpreter knows where its packages are, and takes longer */
         command[at++] = "-I";
         command[at++] = "-m";
         command[at++] = "dockpy";

@@ -1,45 +1,21 @@
 """The `dockpy` command: hands its arguments and descriptors to the daemon and does as it is told.
 
-It is started as `python -IS` with this folder on the path and imports built-in modules only, since
-every import is time that every command pays; what a terminal needs is imported when it is needed.
+Every module imported here is time that every command pays: on the way of a plain command there are
+`_socket` and modules built into the interpreter, nothing else; what a terminal, a missing daemon or
+another root needs is imported when it is needed.
+
+Signals: the kernel's handler writes the signal's number straight to the connection
+(`set_wakeup_fd`), so none is lost between a check and a blocking call. The daemon answers: what a
+signal means is the command's business. A terminal's keys are read here, and only when a command
+takes them, so that job control works and a dead client leaves nobody reading the user's terminal.
 """
 
+import _signal  # type: ignore[import-not-found]
 import _socket
 import posix
 import sys
 
-if __name__ == "client":  # by the launcher: this folder is on the path, the package is not
-    from wire import (  # type: ignore[import-not-found]
-        CONTAINER,
-        EXIT,
-        HEADER,
-        RAW,
-        RESUME,
-        RUN,
-        SIGNAL,
-        STDIN,
-        VERSION,
-        WINDOW,
-        frame,
-        length,
-        request,
-    )
-else:
-    from dockpy.api.wire import (
-        CONTAINER,
-        EXIT,
-        HEADER,
-        RAW,
-        RESUME,
-        RUN,
-        SIGNAL,
-        STDIN,
-        VERSION,
-        WINDOW,
-        frame,
-        length,
-        request,
-    )
+from dockpy.api import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,47 +23,85 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = "/var/lib/dockpy"
 DEFAULT_RUN = "/run/dockpy"
-RELAYED = (1, 2, 3, 10, 12, 15, 18)
-"""HUP INT QUIT USR1 USR2 TERM CONT."""
-SIGWINCH = 28
-TIOCGWINSZ = 0x5413
+DAEMON = frozenset({b"daemon", b"-d", b"-d=true", b"--daemon", b"-daemon"})
 ENGINE_ERROR = 125
+DEADLY = frozenset({1, 2, 3, 15})
+"""HUP INT QUIT TERM."""
+SIGCONT = 18
+RELAYED = (1, 2, 3, 10, 12, 14, 15, 16, SIGCONT, 24, 25, 26, 27, 28, 29, 30, *range(34, 65))
+"""All but those that tell of this process's own faults, of its terminal, children and pipes."""
+INSISTENT = 3
+"""So many deadly signals end a client whose command does not answer them."""
+PATIENCE = bytes(8) + (200_000).to_bytes(8, sys.byteorder)
+"""A timeval: 0.2 s for a signal to find room in the connection."""
+NEXT_DAEMON = 0.2
+"""Seconds between looks for the successor of a daemon that was ended on purpose."""
 
 
-class Lost(Exception):
-    """The daemon went away without an exit code."""
+class Leave(Exception):
+    """Leave with this exit code and this text."""
+
+    def __init__(self, code: int, text: str = "") -> None:
+        self.code = code
+        self.text = text
 
 
 def main() -> None:
-    """Run one command line and leave with its exit code."""
+    """Run one command line and leave with its exit code. Does not return."""
+    if _signal.getsignal(2) is _signal.default_int_handler:
+        _signal.signal(2, _signal.SIG_DFL)
     fill_closed_descriptors()
-    argv = [encode(text) for text in sys.argv[1:]]
-    argv, root, run = engine_options(argv)
-    if argv and argv[0] in (b"daemon", b"-d", b"-d=true", b"--daemon", b"-daemon"):
-        become_daemon(root, run, argv[1:])
-    client = Client(root, run)
+    client = None
     try:
+        argv, root, run = engine_options([encode(word) for word in sys.argv[1:]])
+        if argv and argv[0] in DAEMON:
+            become_daemon(root, run, argv[1:])
+        client = Client(root, run)
         code = client.command(argv)
+    except Leave as end:
+        code = end.code
+        if end.text:
+            say(f"dockpy: {end.text}\n".encode(errors="surrogateescape"))
+    except BaseException as error:
+        code = ENGINE_ERROR
+        say(f"dockpy: internal error of the client: {type(error).__name__}: {error}\n".encode())
     finally:
-        client.restore()
+        if client is not None:
+            client.cook()
     posix._exit(code)
 
 
 def encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    """An argument as the kernel handed it over."""
+    return text.encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def decode(word: bytes) -> str:
+    return word.decode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def say(text: bytes) -> None:
+    """To standard error, if anybody reads it."""
+    try:
+        posix.write(2, text)
+    except OSError:
+        return
 
 
 def fill_closed_descriptors() -> None:
-    """Descriptors 0 to 2 always exist, so that no socket lands there."""
-    for number in (0, 1, 2):
-        try:
-            posix.fstat(number)
-        except OSError:
-            posix.open("/dev/null", posix.O_RDWR)
+    """0, 1 and 2 always exist: no socket lands there, and a closed stream reads as empty."""
+    descriptor = posix.open("/dev/null", posix.O_RDWR)
+    while descriptor <= 2:
+        posix.set_inheritable(descriptor, True)
+        descriptor = posix.open("/dev/null", posix.O_RDWR)
+    posix.close(descriptor)
+
+
+# -- which engine ------------------------------------------------------------------------------
 
 
 def engine_options(argv: list[bytes]) -> tuple[list[bytes], str, str]:
-    """--root and --run before the verb, or DOCKPY_ROOT and DOCKPY_RUN."""
+    """--root and --run before the verb, or else DOCKPY_ROOT and DOCKPY_RUN. Leave."""
     chosen = {
         b"--root": posix.environ.get(b"DOCKPY_ROOT", b""),
         b"--run": posix.environ.get(b"DOCKPY_RUN", b""),
@@ -96,23 +110,23 @@ def engine_options(argv: list[bytes]) -> tuple[list[bytes], str, str]:
         name, equals, value = argv[0].partition(b"=")
         if name not in chosen:
             break
-        if equals:
-            argv = argv[1:]
-        elif len(argv) > 1:
-            value, argv = argv[1], argv[2:]
-        else:
-            fail(f"{name.decode()} needs a directory")
+        argv = argv[1:]
+        if not equals and argv:
+            value, argv = argv[0], argv[1:]
+        if not value:
+            raise Leave(ENGINE_ERROR, f"{decode(name)} needs a directory")
+        if name == b"--root":
+            chosen[b"--run"] = b""  # the variable's is another root's
         chosen[name] = value
-    root = absolute(chosen[b"--root"].decode("utf-8", "surrogateescape") or DEFAULT_ROOT)
-    run = chosen[b"--run"].decode("utf-8", "surrogateescape")
-    return argv, root, absolute(run) if run else run_directory(root)
+    root = absolute(decode(chosen[b"--root"])) if chosen[b"--root"] else DEFAULT_ROOT
+    run = absolute(decode(chosen[b"--run"])) if chosen[b"--run"] else run_directory(root)
+    return argv, root, run
 
 
 def absolute(path: str) -> str:
-    if not path.startswith("/"):
-        path = posix.getcwd() + "/" + path
+    """As os.path.abspath has it."""
     parts: list[str] = []
-    for part in path.split("/"):
+    for part in (path if path.startswith("/") else f"{posix.getcwd()}/{path}").split("/"):
         if part == "..":
             del parts[-1:]
         elif part not in ("", "."):
@@ -121,230 +135,314 @@ def absolute(path: str) -> str:
 
 
 def run_directory(root: str) -> str:
-    """As `dockpy.runtime.run_directory` has it."""
+    """As dockpy.runtime.run_directory has it."""
     if root == DEFAULT_ROOT:
         return DEFAULT_RUN
-    from hashlib import sha256
-
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # no OpenSSL
+    except ImportError:
+        from hashlib import sha256
     return f"/run/dockpy-{sha256(encode(root)).hexdigest()[:12]}"
 
 
-def fail(text: str, code: int = ENGINE_ERROR) -> None:
-    posix.write(2, f"dockpy: {text}\n".encode())
-    posix._exit(code)
-
-
-def interpreter(module: str, *arguments: str) -> list[str]:
-    """How a module of this package is run by this interpreter, wherever the package lies."""
-    package = absolute(__file__).rpartition("/dockpy/")[0]
-    code = f"import sys; sys.path.insert(0, {package!r}); from {module} import main; main()"
-    return [sys.executable, "-I", "-c", code, *arguments]
+def daemon_command(root: str, run: str, *rest: str) -> list[str]:
+    """How this interpreter runs the daemon of this very package, wherever that lies."""
+    package = absolute(__file__).rpartition("/dockpy/api/")[0]
+    code = (
+        "import sys; p = sys.argv.pop(1); p in sys.path or sys.path.insert(0, p);"
+        "from dockpy.api.daemon import main; main()"
+    )
+    return [sys.executable, "-I", "-c", code, package, "--root", root, "--run", run, *rest]
 
 
 def become_daemon(root: str, run: str, arguments: list[bytes]) -> None:
-    """The daemon in the foreground, in this process."""
-    rest = [one.decode("utf-8", "surrogateescape") for one in arguments]
-    command = interpreter("dockpy.api.daemon", "--root", root, "--run", run, *rest)
+    """The daemon in the foreground, in this process. Does not return."""
+    command = daemon_command(root, run, *map(decode, arguments))
     posix.execv(command[0], command)
 
 
+# -- one command -------------------------------------------------------------------------------
+
+
 class Client:
-    """One conversation with the daemon, or with its successors."""
+    """One command's conversation with the daemon, or with its successors."""
 
     def __init__(self, root: str, run: str) -> None:
         self.root = root
         self.run = run
-        self.socket: _socket.socket | None = None
-        self.terminal: list[Any] | None = None
-        self.container = b""
-        self.input = -1
+        self.connection: _socket.socket | None = None
+        self.settings: list[Any] | None = None
+        self.resumption = b""
+        """What a successor needs to go on with the container in the foreground."""
+        self.closing = False
+        self.insisted = 0
+        self.missed: list[int] = []
+        """Signals that came while there was no daemon."""
+        self.keys_to = -1
+        self.keys = b""
+        self.reading = False
 
     def command(self, argv: list[bytes]) -> int:
-        """The exit code of a command line."""
-        flags = (b"i" if posix.isatty(0) else b"") + (b"o" if posix.isatty(1) else b"")
-        rows, columns = self.window() if flags else (0, 0)
-        env = [name + b"=" + value for name, value in posix.environ.items()]
+        """The exit code of a command line. Blocks as long as it takes. Leave."""
+        request = wire.Request(
+            wire.RUN, 0, argv, [name + b"=" + value for name, value in posix.environ.items()]
+        )
         stdin = 0
-        if b"i" in flags:
-            # The terminal is read here alone, and only when a container takes input.
-            ours, theirs = _socket.socketpair()
-            self.input, stdin = ours.detach(), theirs.detach()
-        cwd = posix.open(".", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        payload = request(argv, env, flags, rows, columns)
-        self.connect()
-        self.listen_to_signals(b"o" in flags or b"i" in flags)
-        self.send(frame(RUN, payload), [stdin, 1, 2, cwd])
-        posix.close(cwd)
+        if posix.isatty(0):
+            request.flags = wire.TERMINAL
+            stdin, self.keys_to = posix.pipe2(posix.O_CLOEXEC)
+            posix.set_blocking(self.keys_to, False)
+        self.ask(request, stdin)
         if stdin:
             posix.close(stdin)
         while True:
-            try:
-                return self.converse()
-            except Lost:
-                if not self.container:
-                    fail("the daemon went away before the command ended; try again")
-                self.connect()
-                self.send(frame(RESUME, VERSION + b"\0" + self.container), [0, 1, 2, 0])
+            packet = self.next()
+            if not packet:
+                self.resume()
+                continue
+            code = self.obey(packet[:1], packet[1:])
+            if code >= 0:
+                return code
 
-    def connect(self) -> None:
-        """Reach the daemon; start one when there is none."""
-        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    def ask(self, request: wire.Request, stdin: int) -> None:
+        """Send a request with our descriptors, and all signals from now on."""
+        try:
+            packet, words = wire.pack(request)
+        except wire.WireError as error:
+            raise Leave(ENGINE_ERROR, str(error)) from None
+        try:
+            cwd = posix.open(".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        except OSError:
+            cwd = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        descriptors = [stdin, 1, 2, cwd]
+        if request.flags & wire.TERMINAL:
+            descriptors.append(0)
+        if words:
+            spilled = posix.memfd_create("dockpy-request", posix.MFD_CLOEXEC)
+            descriptors.append(spilled)
+            while words:
+                words = words[posix.write(spilled, words) :]
+        connection = self.connect()
+        rights = b"".join([one.to_bytes(4, sys.byteorder) for one in descriptors])
+        try:  # noqa: SIM105
+            connection.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        except OSError:
+            pass  # the daemon died this moment: `next` finds out
+        for descriptor in descriptors[3:]:
+            if descriptor:
+                posix.close(descriptor)
+        self.listen(connection)
+
+    def next(self) -> bytes:
+        """The daemon's next packet; b"" when it is gone."""
+        while self.reading and not self.forward():
+            pass
+        if self.connection is None:
+            return b""
+        for _ in range(2):
+            try:
+                return self.connection.recv(wire.PACKET_LIMIT)
+            except OSError:
+                # Signals of ours that it did not read anymore; what it said is still there.
+                continue
+        return b""
+
+    def obey(self, kind: bytes, rest: bytes) -> int:
+        """Do what a packet says; the exit code if that is what it says, or -1."""
+        if kind == wire.EXIT:
+            return rest[0] if rest else ENGINE_ERROR
+        if kind == wire.RAW:
+            self.raw()
+        elif kind == wire.COOKED:
+            self.cook()
+        elif kind == wire.STDIN:
+            self.reading = self.keys_to >= 0
+        elif kind == wire.FOLLOW:
+            self.resumption = rest
+        elif kind == wire.SAY:
+            say(rest)
+        elif kind == wire.CLOSING:
+            self.closing = True
+        return -1
+
+    # -- daemons -------------------------------------------------------------------------------
+
+    def connect(self) -> _socket.socket:
+        """A connection to the daemon; starts one when there is none. Leave."""
         path = f"{self.run}/dockpy.sock"
         try:
-            connection.connect(path)
+            return reach(path)
         except PermissionError:
-            fail(f"no permission for {path}; use root or a member of the socket's group")
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            self.start_daemon()
-            connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-            try:
-                connection.connect(path)
-            except OSError as error:
-                fail(f"the daemon does not answer at {path}: {error.strerror}")
+            raise Leave(
+                ENGINE_ERROR, f"no permission for {path}; use sudo, or join the socket's group"
+            ) from None
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            pass
         except OSError as error:
-            fail(f"cannot reach {path}: {error.strerror}")
-        self.socket = connection
-
-    def start_daemon(self) -> None:
+            raise Leave(ENGINE_ERROR, f"cannot reach {path}: {error.strerror or error}") from None
         if posix.geteuid() != 0:
-            fail("no daemon runs, and only root can start one: try sudo dockpy daemon")
-        command = interpreter("dockpy.api.launch", self.root, self.run)
-        pid = posix.posix_spawn(command[0], command, posix.environ)
-        _, status = posix.waitpid(pid, 0)
-        if status:
-            posix._exit(ENGINE_ERROR)
-
-    def send(self, data: bytes, descriptors: list[int]) -> None:
-        if self.socket is None:
-            return
-        packed = b"".join(one.to_bytes(4, sys.byteorder) for one in descriptors)
-        try:
-            sent = self.socket.sendmsg(
-                [data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if packed else []
+            raise Leave(
+                ENGINE_ERROR, f"no daemon serves {path}, and only root can start one: sudo dockpy"
             )
-            if sent < len(data):
-                self.socket.sendall(data[sent:])
-        except OSError:
-            return  # noticed where frames are read
+        from dockpy.api.launch import CannotLaunch, launch
+
+        try:
+            return launch(self.run, daemon_command(self.root, self.run), lambda: reach(path))
+        except CannotLaunch as error:
+            raise Leave(ENGINE_ERROR, str(error)) from None
+
+    def resume(self) -> None:
+        """Our daemon is gone: go on with the next one. Leave when there is nothing to go on with.
+
+        The container goes on meanwhile, and so does its output: both are a supervisor's.
+        """
+        _signal.set_wakeup_fd(-1)
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        if not self.resumption:
+            raise Leave(ENGINE_ERROR, "the daemon ended before it had answered")
+        if self.closing:
+            self.await_successor()
+        self.closing = False
+        flags = (wire.TERMINAL if posix.isatty(0) else 0) | (wire.READING if self.reading else 0)
+        self.ask(wire.Request(wire.RESUME, flags, wire.split(self.resumption), []), 0)
+
+    def await_successor(self) -> None:
+        """Look until a daemon answers: who ended this one on purpose does not want it back yet."""
+        import time
+
+        while True:
+            try:
+                reach(f"{self.run}/dockpy.sock").close()
+            except OSError:
+                time.sleep(NEXT_DAEMON)
+            else:
+                return
 
     # -- signals -------------------------------------------------------------------------------
 
-    def listen_to_signals(self, window: bool) -> None:
-        import _signal  # type: ignore[import-not-found]
-
-        def relay(number: int, _frame: object) -> None:
-            self.send(frame(SIGNAL, b"%d" % number), [])
-
-        def resized(_number: int, _frame: object) -> None:
-            rows, columns = self.window()
-            self.send(frame(WINDOW, b"%d %d" % (rows, columns)), [])
-
-        for number in RELAYED:
-            if _signal.getsignal(number) != _signal.SIG_IGN:
-                _signal.signal(number, relay)
-        if window:
-            _signal.signal(SIGWINCH, resized)
-
-    def window(self) -> tuple[int, int]:
-        from fcntl import ioctl
-
-        for descriptor in (0, 1, 2):
+    def listen(self, connection: _socket.socket) -> None:
+        """From now on the kernel's handler sends each signal's number to the daemon."""
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, PATIENCE)
+        connection.setblocking(False)  # looked at by set_wakeup_fd, once
+        _signal.set_wakeup_fd(connection.fileno(), warn_on_full_buffer=False)
+        connection.setblocking(True)
+        if self.connection is None and not self.resumption:
+            for number in RELAYED:
+                if _signal.getsignal(number) != _signal.SIG_IGN:
+                    _signal.signal(number, self.noticed)
+        self.connection = connection
+        missed, self.missed = self.missed, []
+        for number in missed:
             try:
-                size = ioctl(descriptor, TIOCGWINSZ, bytes(8))
+                connection.send(bytes((number,)))
             except OSError:
-                continue
-            return (
-                int.from_bytes(size[0:2], sys.byteorder),
-                int.from_bytes(size[2:4], sys.byteorder),
-            )
-        return 0, 0
+                return
 
-    # -- what the daemon says ------------------------------------------------------------------
-
-    def converse(self) -> int:
-        """Do as the daemon says until it tells the exit code. Lost."""
-        while True:
-            kind, payload = self.next_frame()
-            if kind == EXIT:
-                return int(payload)
-            if kind == RAW:
-                self.raw() if payload == b"1" else self.restore()
-            elif kind == CONTAINER:
-                self.container = payload
-            elif kind == STDIN and self.input >= 0:
-                self.forward_input()
-
-    def next_frame(self) -> tuple[bytes, bytes]:
-        header = self.read(HEADER)
-        return header[:1], self.read(length(header))
-
-    def read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            try:
-                piece = self.socket.recv(size - len(data)) if self.socket else b""
-            except OSError:
-                piece = b""
-            if not piece:
-                raise Lost
-            data += piece
-        return data
+    def noticed(self, number: int, _frame: object) -> None:
+        """In the interpreter, after the number was sent."""
+        if number == SIGCONT and self.settings is not None:
+            self.raw()
+        deadly = number in DEADLY
+        if self.connection is None:
+            if deadly:
+                raise Leave(128 + number)
+            self.missed.append(number)
+        elif deadly and not self.resumption:
+            self.insisted += 1
+            if self.insisted >= INSISTENT:
+                raise Leave(128 + number)
 
     # -- the terminal --------------------------------------------------------------------------
 
+    def forward(self) -> bool:
+        """Move keys from the terminal to the command until the daemon says something: then True."""
+        from select import POLLIN, POLLOUT, poll
+
+        assert self.connection is not None
+        waiting = poll()
+        waiting.register(self.connection.fileno(), POLLIN)
+        waiting.register(self.keys_to, POLLOUT if self.keys else 0)
+        if not self.keys:
+            waiting.register(0, POLLIN)
+        ready = dict(waiting.poll())
+        if self.connection.fileno() in ready:
+            return True
+        try:
+            if not self.keys:
+                if self.keys_to in ready:  # nobody takes them any more
+                    return self.stop_reading()
+                self.keys = posix.read(0, 4096)
+                if not self.keys:
+                    return self.stop_reading()
+            self.keys = self.keys[posix.write(self.keys_to, self.keys) :]
+        except BlockingIOError:
+            return False
+        except OSError:
+            return self.stop_reading()
+        return False
+
+    def stop_reading(self) -> bool:
+        """The end of the input: told to the command. False, for `forward`."""
+        posix.close(self.keys_to)
+        self.keys_to, self.reading = -1, False
+        return False
+
     def raw(self) -> None:
-        import termios
+        """Every key goes through as it is, until `cook`. A terminal that is gone stays so."""
+        import termios as t
 
-        if self.terminal is None:
-            self.terminal = termios.tcgetattr(0)
-        mode = termios.tcgetattr(0)
-        mode[0] &= ~(
-            termios.IGNBRK
-            | termios.BRKINT
-            | termios.PARMRK
-            | termios.ISTRIP
-            | termios.INLCR
-            | termios.IGNCR
-            | termios.ICRNL
-            | termios.IXON
-        )
-        mode[1] &= ~termios.OPOST
-        mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-        mode[6][termios.VMIN] = 1
-        mode[6][termios.VTIME] = 0
-        termios.tcsetattr(0, termios.TCSANOW, mode)
+        try:
+            mode = t.tcgetattr(0)
+            if self.settings is None:
+                self.settings = list(mode)
+                self.settings[6] = list(mode[6])
+            mode[0] &= ~(t.IGNBRK | t.BRKINT | t.PARMRK | t.ISTRIP | t.INLCR | t.IGNCR | t.ICRNL)
+            mode[0] &= ~t.IXON
+            mode[1] &= ~t.OPOST
+            mode[2] = mode[2] & ~(t.CSIZE | t.PARENB) | t.CS8
+            mode[3] &= ~(t.ECHO | t.ECHONL | t.ICANON | t.ISIG | t.IEXTEN)
+            mode[6][t.VMIN], mode[6][t.VTIME] = 1, 0
+            t.tcsetattr(0, t.TCSANOW, mode)
+        except t.error:
+            return
 
-    def restore(self) -> None:
-        if self.terminal is not None:
-            import termios
+    def cook(self) -> None:
+        """The terminal as it was before `raw`.
 
-            termios.tcsetattr(0, termios.TCSADRAIN, self.terminal)
-            self.terminal = None
+        Also from the background, where it would stop us (SIGTTOU): another job's terminal is left
+        alone there.
+        """
+        if self.settings is None:
+            return
+        import termios as t
 
-    def forward_input(self) -> None:
-        """A thread that reads the terminal and passes it on; it ends with the process."""
-        import _thread
+        settings, self.settings = self.settings, None
+        try:
+            if posix.tcgetpgrp(0) == posix.getpgrp():
+                t.tcsetattr(0, t.TCSANOW, settings)
+        except (OSError, t.error):
+            return
 
-        source, target, self.input = 0, self.input, -1
 
-        def forward() -> None:
-            while True:
-                try:
-                    data = posix.read(source, 4096)
-                except OSError:
-                    data = b""
-                if not data:
-                    posix.close(target)
-                    return
-                try:
-                    while data:
-                        data = data[posix.write(target, data) :]
-                except OSError:
-                    return
-
-        _thread.start_new_thread(forward, ())
+def reach(path: str) -> _socket.socket:
+    """A connection to the socket at `path`, however long the path is. OSError."""
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        if len(path) < 100:
+            connection.connect(path)
+        else:
+            directory, _, name = path.rpartition("/")
+            below = posix.open(directory, posix.O_PATH | posix.O_CLOEXEC)
+            try:
+                connection.connect(f"/proc/self/fd/{below}/{name}")
+            finally:
+                posix.close(below)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 if __name__ == "__main__":

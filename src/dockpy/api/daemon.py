@@ -1,316 +1,607 @@
-"""The daemon: answers clients on a Unix socket, each in a thread of its own.
+"""The daemon: answers clients on a Unix socket, each command in a thread of its own.
 
-A client's frames are hostile until read: sizes and counts are bounded, a half-sent request times
-out, descriptors are closed whatever happens. Who may connect is decided by the socket's mode (0660,
-group `dockpy` where there is one); what files a command opens for its client, by the client's own
-rights.
+One thread (the one that calls `serve`) accepts clients and reads what they send: requests, signals,
+their end. It never blocks: a packet of a SEQPACKET socket comes whole or not at all. A client's
+packets are hostile until read: sizes and counts are bounded, whoever connects and asks nothing is
+dropped, descriptors are closed whatever comes of them. Who may connect is decided by the socket's
+mode and group and asked of the kernel again (SO_PEERCRED, SO_PEERGROUPS, unix(7)); what files a
+command opens for its client, by the client's own rights (cli/session).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import gc
 import grp
 import logging
 import os
+import select
 import signal
 import socket
+import stat
 import struct
 import sys
+import termios
 import threading
+import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from dockpy.api.wire import (
-    CONTAINER,
-    EXIT,
-    HEADER,
-    LONGEST,
-    RAW,
-    RESUME,
-    RUN,
-    SIGNAL,
-    STDIN,
-    WINDOW,
-    BadFrame,
-    frame,
-    length,
-    parse_request,
-)
-from dockpy.cli.session import Events, Session
-from dockpy.errors import DockpyError, NotFound
+from dockpy.api import wire
+from dockpy.api.workers import Workers
+from dockpy.cli import foreground
+from dockpy.cli import main as cli
+from dockpy.cli.engine import Engine, EngineAttachment
+from dockpy.cli.session import Session
+from dockpy.errors import Conflict, DockpyError, Locked, NotFound, RequestError
+from dockpy.model import Status
 from dockpy.runtime import DEFAULT_ROOT, Runtime, run_directory
+from dockpy.supervision import Attachment
 
 log = logging.getLogger(__name__)
 
 GROUP = "dockpy"
+"""Its members may use the daemon, which makes them root on this host."""
 REQUEST_PATIENCE = 10.0
-"""Seconds a client has for its first frame."""
+"""Seconds a client has for its request."""
+CLOSING_PATIENCE = 3.0
+"""Seconds commands have to end when the daemon does."""
 STACK = 512 << 10
 ENGINE_ERROR = 125
+LOCKED = 1
+_SO_PEERGROUPS = 59
 _CREDENTIALS = struct.Struct("iII")
+_ROOM = socket.CMSG_SPACE(wire.DESCRIPTOR_LIMIT * 4)
 
-Handler = Callable[..., int]
+Handler = Callable[[Session, Sequence[str]], int]
 
 
 class Server:
-    """Accepts clients of one engine until it is told to stop."""
+    """Serves clients of one engine at one socket.
 
-    def __init__(self, runtime: Runtime, path: Path, handler: Handler) -> None:
-        self._runtime = runtime
+    `handler` runs a command line (cli.main.run). Raises Conflict when a living daemon answers at
+    `path` already; what a dead one left there is replaced.
+    """
+
+    def __init__(self, engine: Engine, path: Path, handler: Handler) -> None:
+        self._engine = engine
         self._path = path
         self._handler = handler
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._workers = Workers(STACK)
+        self._clients: dict[int, Client] = {}
+        self._silent: dict[Client, None] = {}
+        """Those who have not asked yet, longest waiting first."""
+        self._lock = threading.Lock()
         self._stopping = False
-        path.unlink(missing_ok=True)  # of a killed daemon: the state's lock is ours
-        old = os.umask(0o117)
+        self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll = select.epoll()
         try:
-            self._listener.bind(str(path))
-        finally:
-            os.umask(old)
-        self._share(path)
-        self._listener.listen(512)
+            self.group = group_id(GROUP)
+            self._listener = listen(path, self.group)
+        except BaseException:
+            self._epoll.close()
+            os.close(self._wake)
+            os.close(self._waker)
+            raise
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wake, select.EPOLLIN)
 
-    @staticmethod
-    def _share(path: Path) -> None:
-        try:
-            gid = grp.getgrnam(GROUP).gr_gid
-        except KeyError:
-            return
-        os.chown(path, 0, gid)
-        path.parent.chmod(0o711)
+    @property
+    def waker(self) -> int:
+        """Any byte written here ends `serve`: for signal.set_wakeup_fd."""
+        return self._waker
 
     def serve(self) -> None:
-        """Block, one thread per client, until `stop`."""
-        threading.stack_size(STACK)
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                if self._stopping:
-                    return
-                raise
-            if self._stopping:
-                connection.close()
-                return
-            threading.Thread(
-                target=self._answer, args=(connection,), name="client", daemon=True
-            ).start()
+        """Block until `stop`; clients that are being served then are told that we go."""
+        while not self._stopping:
+            for descriptor, _events in self._epoll.poll(self._nap()):
+                if descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor == self._wake:
+                    self._stopping = True
+                elif (client := self._clients.get(descriptor)) is not None:
+                    client.readable()
+            self._drop_silent()
 
     def stop(self) -> None:
-        """End `serve`; may be called from a signal handler."""
-        self._stopping = True
-        self._listener.shutdown(socket.SHUT_RDWR)
+        """End `serve`, from any thread."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._waker, b"\0")
 
-    def close(self) -> None:
-        self._listener.close()
+    def close(self) -> bool:
+        """Take the socket away and let clients go; False when commands still run after a while.
+
+        Containers in the foreground go on, and their clients come back to the next daemon.
+        """
         self._path.unlink(missing_ok=True)
+        self._listener.close()
+        with self._lock:
+            clients = list(self._clients.values())
+        for client in clients:
+            client.tell(wire.CLOSING)
+        staying = sum(1 for client in clients if client.staying)
+        deadline = time.monotonic() + CLOSING_PATIENCE
+        while self._workers.busy > staying and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for client in clients:
+            client.drop()
+        quiet = self._workers.close(0 if staying else CLOSING_PATIENCE / 10)
+        self._epoll.close()
+        os.close(self._wake)
+        os.close(self._waker)
+        return quiet
 
-    def _answer(self, connection: socket.socket) -> None:
-        with connection:
-            descriptors: list[int] = []
-            try:
-                connection.settimeout(REQUEST_PATIENCE)
-                kind, payload = receive_request(connection, descriptors)
-                connection.settimeout(None)
-                conversation = Conversation(connection, self._runtime, descriptors)
-                if kind == RUN:
-                    code = conversation.run(payload, self._handler)
-                elif kind == RESUME:
-                    code = conversation.resume(payload)
-                else:
-                    raise BadFrame("a connection begins with a request")  # noqa: TRY301
-                conversation.leave(code)
-            except (BadFrame, UnicodeError) as error:
-                refuse(connection, descriptors, str(error))
-            except OSError as error:
-                log.debug("a client went away: %s", error)
-            except Exception:
-                log.exception("a client's command failed")
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
+    # -- clients ---------------------------------------------------------------------------------
 
-
-def refuse(connection: socket.socket, descriptors: Sequence[int], text: str) -> None:
-    """Say what was wrong with a request, if there is anybody to say it to."""
-    with contextlib.suppress(OSError):
-        if len(descriptors) > 2:
-            os.write(descriptors[2], f"dockpy: {text}\n".encode())
-        connection.sendall(frame(EXIT, b"%d" % ENGINE_ERROR))
-
-
-def receive_request(connection: socket.socket, descriptors: list[int]) -> tuple[bytes, bytes]:
-    """The first frame; its descriptors are added to the list, which the caller closes."""
-    room = socket.CMSG_SPACE(16 * 4)
-    data, ancillary, _flags, _ = connection.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
-    for level, kind, packed in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found = array("i")
-            found.frombytes(packed[: len(packed) - len(packed) % found.itemsize])
-            descriptors.extend(found)
-    while len(data) < HEADER:
-        data += read_some(connection, HEADER - len(data))
-    size = length(data)
-    if size > LONGEST:
-        raise BadFrame("the request is too long")
-    parts, have = [data[HEADER:]], len(data) - HEADER
-    while have < size:
-        piece = read_some(connection, min(size - have, 1 << 20))
-        parts.append(piece)
-        have += len(piece)
-    payload = b"".join(parts)
-    if len(payload) > size:
-        raise BadFrame("more than one frame at once")
-    if len(descriptors) != 4:
-        raise BadFrame("a request carries four descriptors")
-    return data[:1], payload
-
-
-def read_some(connection: socket.socket, size: int) -> bytes:
-    piece = connection.recv(size)
-    if not piece:
-        raise BadFrame("the request ends too soon")
-    return piece
-
-
-class Conversation:
-    """One client and its command."""
-
-    def __init__(
-        self, connection: socket.socket, runtime: Runtime, descriptors: Sequence[int]
-    ) -> None:
-        self._connection = connection
-        self._runtime = runtime
-        self._stdin, self._stdout, self._stderr, self._cwd = descriptors
-        self._lock = threading.Lock()
-        self._left = False
-
-    def run(self, payload: bytes, handler: Handler) -> int:
-        """Run a command line; the exit code."""
-        argv, env, flags, rows, columns = parse_request(payload)
-        packed = self._connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-        )
-        pid, uid, gid = _CREDENTIALS.unpack(packed)
-        session = Session(
-            runtime=self._runtime,
-            stdin=self._stdin,
-            stdout=self._stdout,
-            stderr=self._stderr,
-            cwd=self._cwd,
-            env=dict(os.fsdecode(entry).partition("=")[::2] for entry in env),
-            uid=uid,
-            gid=gid,
-            groups=groups_of(pid) if uid else (),
-            stdin_tty=b"i" in flags,
-            stdout_tty=b"o" in flags,
-            window=(rows, columns),
-            set_raw=lambda on: self._send(RAW, b"1" if on else b"0"),
-            leave=self.leave,
-            staying_with=lambda identifier: self._send(CONTAINER, identifier.encode()),
-            takes_stdin=lambda: self._send(STDIN),
-        )
-        listener = threading.Thread(
-            target=self._listen, args=(session.events,), name="client-events", daemon=True
-        )
-        listener.start()
-        return handler(session, [os.fsdecode(one) for one in argv])
-
-    def resume(self, payload: bytes) -> int:
-        """Wait for a container whose client lost its daemon; its exit code."""
-        identifier = payload.split(b"\0")[-1].decode()
+    def _accept(self) -> None:
         try:
-            container = self._runtime.get(identifier)
-        except NotFound:
-            code = self._runtime.exit_code_of(identifier)
-            return ENGINE_ERROR if code is None else code
-        for attachment in container.attachments:
-            attachment.wait()
-        return container.wait()
+            connection, _ = self._listener.accept()
+        except OSError as error:  # it is gone already, or we have no descriptors left
+            log.warning("cannot accept a client: %s", error)
+            time.sleep(0.01)
+            return
+        connection.setblocking(False)
+        try:
+            peer = Peer(connection)
+            allowed = peer.allowed(self.group)
+        except OSError:
+            connection.close()
+            return
+        client = Client(self, connection, peer)
+        if not allowed:
+            client.refuse("permission denied; use sudo, or join the group dockpy")
+            return
+        with self._lock:
+            self._clients[connection.fileno()] = client
+            self._silent[client] = None
+        self._epoll.register(connection.fileno(), select.EPOLLIN)
+
+    def begin(self, client: Client, request: wire.Request, descriptors: list[int]) -> None:
+        """Run what a client asks, in a thread of its own, which then owns the descriptors."""
+        try:
+            self._workers.run(
+                lambda: client.work(request, descriptors, self._engine, self._handler)
+            )
+        except RuntimeError:
+            close_all(descriptors)
+            client.refuse("the daemon cannot start another thread; try again later")
+
+    def forget(self, connection: socket.socket) -> None:
+        """Close a client's connection."""
+        number = connection.fileno()
+        with self._lock:
+            if self._clients.pop(number, None) is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    self._epoll.unregister(number)
+        connection.close()
+
+    def heard(self, client: Client) -> None:
+        """A client has asked something, or is gone."""
+        with self._lock:
+            self._silent.pop(client, None)
+
+    def _longest_silent(self) -> Client | None:
+        with self._lock:
+            return next(iter(self._silent), None)
+
+    def _nap(self) -> float | None:
+        """Seconds until somebody has to be dropped for saying nothing; None: for ever."""
+        first = self._longest_silent()
+        if first is None:
+            return None
+        return max(0.0, first.since + REQUEST_PATIENCE - time.monotonic()) + 0.01
+
+    def _drop_silent(self) -> None:
+        limit = time.monotonic() - REQUEST_PATIENCE
+        while (client := self._longest_silent()) is not None and client.since < limit:
+            client.refuse("no request came")
+
+
+class Peer:
+    """Who is at the other end of a connection, by the kernel's word."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(packed)
+        found = array("I")
+        with contextlib.suppress(OSError):  # more than 256 groups: none of them counts
+            found.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024))
+        self.groups = tuple(found)
+
+    def allowed(self, group: int | None) -> bool:
+        """Root, the daemon's own user, and members of the group."""
+        return self.uid in (0, os.geteuid()) or (
+            group is not None and group in (self.gid, *self.groups)
+        )
+
+
+class Client:
+    """One client's connection. `readable` is the serving thread's; the rest is thread-safe."""
+
+    def __init__(self, server: Server, connection: socket.socket, peer: Peer) -> None:
+        self._server = server
+        self._connection = connection
+        self._peer = peer
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._early: list[int] = []
+        self._gone = False
+        self._left = False
+        self._terminal = -1
+        self.since = time.monotonic()
+        self.asked = False
+        self.staying = False
+        """It is with a container that goes on without us."""
+
+    # -- the serving thread ----------------------------------------------------------------------
+
+    def readable(self) -> None:
+        """Read one packet."""
+        descriptors: list[int] = []
+        try:
+            packet = receive(self._connection, descriptors)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            close_all(descriptors)
+            self._hang_up()
+        elif self.asked:
+            close_all(descriptors)
+            self._signal(packet[0])
+        else:
+            self.asked = True
+            self._server.heard(self)
+            try:
+                request = read_request(packet, descriptors)
+            except (wire.WireError, OSError) as error:
+                close_all(descriptors)
+                self.refuse(str(error))
+                return
+            self._server.begin(self, request, descriptors)
+
+    def _hang_up(self) -> None:
+        with self._lock:
+            self._gone = True
+            session = self._session
+        self.drop()
+        if session is not None and not self._left:
+            session.events.hang_up()
+
+    def _signal(self, number: int) -> None:
+        with self._lock:
+            if self._session is None:
+                self._early.append(number)
+                return
+        self._pass_on(self._session, number)
+
+    def _pass_on(self, session: Session, number: int) -> None:
+        if number == signal.SIGWINCH:
+            rows, columns = window_size(self._terminal)
+            if rows and columns:
+                session.events.resize(rows, columns)
+        elif 0 < number <= signal.SIGRTMAX:
+            session.events.signal(number)
+
+    # -- the command's thread --------------------------------------------------------------------
+
+    def work(
+        self, request: wire.Request, descriptors: list[int], engine: Engine, handler: Handler
+    ) -> None:
+        """Run the command to its end, and tell the client. Closes the descriptors."""
+        try:
+            with self._served(request, descriptors, engine) as session:
+                if request.kind == wire.RUN:
+                    code = handler(session, [os.fsdecode(word) for word in request.argv])
+                else:
+                    code = resume(session, request)
+        except Exception:
+            log.exception("a client's command failed")
+            code = ENGINE_ERROR
+        finally:
+            close_all(descriptors)
+        self.leave(code)
+        self.drop()
+
+    @contextlib.contextmanager
+    def _served(
+        self, request: wire.Request, descriptors: Sequence[int], engine: Engine
+    ) -> Iterator[Session]:
+        """A session that gets this client's signals while inside."""
+        terminal = descriptors[4] if request.flags & wire.TERMINAL else -1
+        stdin, stdout, stderr, cwd = descriptors[:4]
+        terminals = [one for one in (stdout, stderr, terminal) if one >= 0 and os.isatty(one)]
+        window = terminals[0] if terminals else -1
+        session = Session(
+            runtime=engine,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=dict(os.fsdecode(entry).partition("=")[::2] for entry in request.env),
+            uid=self._peer.uid,
+            gid=self._peer.gid,
+            groups=self._peer.groups,
+            stdin_tty=terminal >= 0 and os.isatty(terminal),
+            stdout_tty=os.isatty(stdout),
+            window=window_size(window),
+            set_raw=lambda on: self.tell(wire.RAW if on else wire.COOKED),
+            leave=self.leave,
+            staying_with=self._stay,
+            takes_stdin=lambda: self.tell(wire.STDIN),
+        )
+        with self._lock:
+            self._terminal = window
+            self._session = session
+            early, self._early = self._early, []
+            gone = self._gone
+        for number in early:
+            self._pass_on(session, number)
+        if gone:
+            session.events.hang_up()
+        try:
+            yield session
+        finally:
+            with self._lock:
+                self._terminal = -1
+
+    def _stay(self, identifier: str, sig_proxy: bool) -> None:
+        self.staying = bool(identifier)
+        words = [identifier.encode(), b"1" if sig_proxy else b"0"] if identifier else []
+        self.tell(wire.FOLLOW + wire.join(words))
 
     def leave(self, code: int) -> None:
-        """Tell the client to go; once."""
+        """Tell the client to go with an exit code; the first time counts."""
         with self._lock:
-            if self._left:
-                return
-            self._left = True
-        with contextlib.suppress(OSError):
-            self._connection.sendall(frame(EXIT, b"%d" % code))
-            self._connection.shutdown(socket.SHUT_RDWR)
+            left, self._left = self._left, True
+        if not left:
+            self.tell(wire.EXIT + bytes((code & 0xFF,)))
 
-    def _send(self, kind: bytes, payload: bytes = b"") -> None:
-        with self._lock, contextlib.suppress(OSError):
-            self._connection.sendall(frame(kind, payload))
+    def refuse(self, text: str) -> None:
+        """Say in one line why nothing comes of it, and let the client go."""
+        self.tell(wire.SAY + f"dockpy: {text}\n".encode())
+        self.leave(ENGINE_ERROR)
+        self.drop()
 
-    def _listen(self, events: Events) -> None:
-        """Pass on what the client sends, until it is gone."""
+    def tell(self, packet: bytes) -> None:
+        """Send a packet. A client that does not read is given up, as is one that is gone."""
         try:
-            while True:
-                header = self._read(HEADER)
-                payload = self._read(min(length(header), 64))
-                if header[:1] == SIGNAL and payload.isdigit():
-                    events.signal(int(payload))
-                elif header[:1] == WINDOW:
-                    rows, columns = payload.split(b" ")
-                    events.resize(int(rows), int(columns))
-        except (OSError, BadFrame, ValueError):
-            if not self._left:
-                events.hang_up()
+            self._connection.send(packet)
+        except BlockingIOError:
+            log.warning("client %d does not read what it is told", self._peer.pid)
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
 
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            data += read_some(self._connection, size - len(data))
-        return data
+    def drop(self) -> None:
+        """Close the connection."""
+        self._server.heard(self)
+        self._server.forget(self._connection)
 
 
-def groups_of(pid: int) -> tuple[int, ...]:
-    """Supplementary groups of a process; none when it has gone."""
+def resume(session: Session, request: wire.Request) -> int:
+    """Go on with a container whose client lost its daemon; the exit code."""
+    if len(request.argv) != 2:
+        session.error("dockpy: the request makes no sense")
+        return ENGINE_ERROR
+    identifier, proxy = request.argv[0].decode(errors="replace"), request.argv[1] == b"1"
     try:
-        with open(f"/proc/{pid}/status") as status:
-            for line in status:
-                if line.startswith("Groups:"):
-                    return tuple(int(text) for text in line.split()[1:])
+        container = session.runtime.get(identifier)
+    except NotFound:
+        code = session.runtime.exit_code_of(identifier)
+        if code is None:
+            session.error(f"dockpy: container {identifier[:12]} is gone, its exit code with it")
+            return ENGINE_ERROR
+        return code
+    if container.state.status is Status.CREATED:
+        session.error(f"dockpy: the daemon ended before container {identifier[:12]} was started")
+        return ENGINE_ERROR
+    mine = attachment_to(session, getattr(container, "attachments", ()))
+    if mine is None:
+        mine = foreground.NothingConnected(container)
+    wanted = ("stdin",) if request.flags & wire.READING else ()
+    return foreground.stay(session, container, lambda: mine, wanted, sig_proxy=proxy)
+
+
+def attachment_to(session: Session, attachments: Sequence[Attachment]) -> EngineAttachment | None:
+    """The attachment whose outputs are the caller's very files."""
+    files = [os.fstat(one) for one in (session.stdout, session.stderr)]
+    for attachment in attachments:
+        for descriptor in attachment.descriptors[1:]:
+            with contextlib.suppress(OSError):
+                if descriptor >= 0 and any(
+                    os.path.samestat(one, os.fstat(descriptor)) for one in files
+                ):
+                    return attachment
+    return None
+
+
+def receive(connection: socket.socket, descriptors: list[int]) -> bytes:
+    """One packet; its descriptors are added to the list, which the caller closes. OSError."""
+    packet, ancillary, flags, _ = connection.recvmsg(
+        wire.PACKET_LIMIT + 1, _ROOM, socket.MSG_CMSG_CLOEXEC
+    )
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found = array("i")
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+            descriptors.extend(found)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise ConnectionAbortedError("a packet of a client's is too large")
+    return packet
+
+
+def read_request(packet: bytes, descriptors: list[int]) -> wire.Request:
+    """The request in a client's first packet. The memfd is closed, the others are left.
+
+    Raises WireError, and OSError for descriptors that are not what they should be.
+    """
+    flags = wire.flags_of(packet)
+    if len(descriptors) != wire.descriptors_of(flags):
+        raise wire.WireError("the request brings the wrong descriptors")
+    spilled = b""
+    if flags & wire.SPILLED:
+        words = descriptors.pop()
+        try:
+            spilled = read_memfd(words)
+        finally:
+            os.close(words)
+    if not stat.S_ISDIR(os.fstat(descriptors[3]).st_mode):
+        raise wire.WireError("the working directory is none")
+    return wire.unpack(packet, spilled)
+
+
+def read_memfd(descriptor: int) -> bytes:
+    """What a memfd holds. Only memfds know of seals, and none of them makes a reader wait."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError:
-        pass
-    return ()
+        raise wire.WireError("the words are not in a memfd") from None
+    size = os.fstat(descriptor).st_size
+    if size > wire.REQUEST_LIMIT:
+        raise wire.WireError("the request is too large")
+    return os.pread(descriptor, size, 0)
 
 
-def main() -> None:
-    """Run the daemon in the foreground; SIGTERM and SIGINT end it, containers go on."""
-    parser = argparse.ArgumentParser(prog="dockpy daemon")
-    parser.add_argument("--root", default=str(DEFAULT_ROOT))
-    parser.add_argument("--run")
-    parser.add_argument("--supervisors", type=int)
-    parser.add_argument("--debug", action="store_true")
-    options = parser.parse_args()
+def window_size(terminal: int) -> tuple[int, int]:
+    """Rows and columns of a terminal; zeros for anything else."""
+    if terminal < 0:
+        return 0, 0
+    try:
+        rows, columns, _, _ = struct.unpack(
+            "4H", fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8))
+        )
+    except OSError:
+        return 0, 0
+    return rows, columns
+
+
+def close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def group_id(name: str) -> int | None:
+    """A group's number; None when the host has no such group."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def listen(path: Path, group: int | None) -> socket.socket:
+    """A listening socket at `path`, mode 0660 from its first moment, for root and the group.
+
+    Its directory lets the group's members through if there is a group. Conflict when a daemon
+    answers there.
+    """
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        place = f"/proc/self/fd/{directory}"  # paths of sockets end after 107 bytes
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            try:
+                probe.connect(f"{place}/{path.name}")
+            except OSError:
+                pass
+            else:
+                raise Conflict(f"another daemon serves {path}; name another run directory")
+        fresh = f"{place}/{path.name}.{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        listener.bind(fresh)
+        os.chmod(fresh, 0o660)
+        if group is not None:
+            os.chown(fresh, -1, group)
+        path.parent.chmod(0o700 if group is None else 0o711)
+        listener.listen(1024)
+        listener.setblocking(False)
+        os.rename(fresh, f"{place}/{path.name}")
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(directory)
+    return listener
+
+
+# -- the process -------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the daemon in the foreground; SIGTERM and SIGINT end it, containers go on.
+
+    Exit status 0 then, 1 when another engine owns the root, 125 when it cannot start.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dockpy daemon",
+        description="Run the daemon in the foreground. SIGTERM ends it; containers go on.",
+    )
+    parser.add_argument("--root", default=str(DEFAULT_ROOT), help="where images and containers are")
+    parser.add_argument("--run", help="where sockets are (default: by the root)")
+    parser.add_argument("--supervisors", type=int, help="processes that parent the containers")
+    parser.add_argument("--debug", action="store_true", help="write down more")
+    options = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.debug else logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    from dockpy.cli import main as cli
-
     run = Path(options.run) if options.run else run_directory(Path(options.root))
     try:
         runtime = Runtime(options.root, run=run, supervisors=options.supervisors)
+    except Locked as error:
+        refuse(error, LOCKED)
     except (DockpyError, OSError) as error:
-        sys.exit(f"dockpy: {error}")
-    with runtime:
+        refuse(error, ENGINE_ERROR)
+    try:
         server = Server(runtime, runtime.run / "dockpy.sock", cli.run)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: server.stop())
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        sys.setswitchinterval(0.0005)
-        gc.collect()
-        gc.freeze()
-        log.info("dockpy listens at %s", runtime.run / "dockpy.sock")
+    except (RequestError, OSError) as error:
+        runtime.close()
+        refuse(error, ENGINE_ERROR)
+    with ending_signals(server):
+        tune()
+        log.info("dockpy serves %s at %s", runtime.root, runtime.run / "dockpy.sock")
         try:
             server.serve()
         finally:
-            server.close()
+            quiet = server.close()
+            runtime.close()
+    log.info("dockpy ends; containers go on")
+    logging.shutdown()
+    if not quiet:
+        os._exit(0)  # threads that stay with containers would hold us
+
+
+def refuse(error: Exception, status: int) -> NoReturn:
+    """One line, and the end."""
+    sys.stderr.write(f"dockpy: {' '.join(str(error).splitlines())}\n")
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def ending_signals(server: Server) -> Iterator[None]:
+    """SIGTERM and SIGINT end `serve`; SIGHUP of a lost terminal does not."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    signal.set_wakeup_fd(server.waker)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+
+
+def tune() -> None:
+    """Threads take turns more often, and the collector leaves alone what start-up made."""
+    sys.setswitchinterval(0.0005)
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":

@@ -1,82 +1,143 @@
-"""Starts the daemon for a client that found none: one daemon, however many clients ask at once."""
+"""Starts the daemon for a client that found none: one daemon, however many clients ask at once.
+
+Loaded in the client, and only then. Clients take turns by a lock in the run directory; who gets it
+looks for a daemon again before it starts one. The daemon leads a session of its own, without the
+caller's terminal, directory, and most of its environment.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
-from socket import AF_UNIX, SOCK_STREAM, socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 PATIENCE = 10.0
 """Seconds a daemon may take until it answers."""
-ENGINE_ERROR = 125
+TURN = 25.0
+"""Seconds a client waits for its turn: more than one other may need."""
+LOCKED = 1
+"""Exit status of a daemon whose root belongs to another engine: perhaps one that is just ending."""
+LOG_LIMIT = 4 << 20
+"""Bytes of an old log that are kept."""
+KEPT = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+"""What a daemon takes over of its first client's environment, beside proxies and certificates."""
+
+Connection = TypeVar("Connection")
 
 
-def main() -> None:
-    """Arguments: root and run directory. Leaves with 0 once a daemon answers."""
-    sys.exit(launch(sys.argv[1], Path(sys.argv[2])))
+class CannotLaunch(Exception):
+    """No daemon came up; the text is one line for the user."""
 
 
-def launch(root: str, run: Path) -> int:
-    """The exit code; one line on standard error when no daemon comes up."""
+def launch(run: str, command: Sequence[str], reach: Callable[[], Connection]) -> Connection:
+    """What `reach` gives once a daemon answers; `command` starts one.
+
+    `reach` raises OSError while there is none. Blocks at most TURN and PATIENCE seconds.
+    Raises CannotLaunch.
+    """
     try:
-        run.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(run / "launch.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.makedirs(run, mode=0o700, exist_ok=True)
+        lock = os.open(f"{run}/launch.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        return complain(f"cannot use {run}: {error.strerror}; name another run directory")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    path = run / "dockpy.sock"
-    if answers(path):
-        return 0
-    log = run / "daemon.log"
-    with open(log, "ab") as output:
-        begin = output.tell()
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-c",
-                "import sys; sys.path.insert(0, sys.argv.pop(1));"
-                "from dockpy.api.daemon import main; main()",
-                str(Path(__file__).resolve().parents[2]),
-                "--root",
-                root,
-                "--run",
-                str(run),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd="/",
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if answers(path):
-            return 0
-        if process.poll() is not None:
-            break
-        time.sleep(0.01)
-    with open(log, "rb") as said:
-        said.seek(begin)
-        lines = said.read().decode(errors="replace").strip().splitlines()
-    why = lines[-1].removeprefix("dockpy: ") if lines else "it does not answer"
-    return complain(f"the daemon did not start: {why}")
+        raise CannotLaunch(f"cannot use the run directory {run}: {error.strerror}") from error
+    try:
+        connection = await_turn(lock, reach)
+        return start(run, command, reach) if connection is None else connection
+    finally:
+        os.close(lock)
 
 
-def answers(path: Path) -> bool:
-    """Whether a daemon listens at `path`."""
-    with socket(AF_UNIX, SOCK_STREAM) as probe:
+def await_turn(lock: int, reach: Callable[[], Connection]) -> Connection | None:
+    """None once the lock is ours and there is still no daemon."""
+    deadline = time.monotonic() + TURN
+    while True:
+        ours = True
         try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            ours = False
+        with contextlib.suppress(OSError):
+            return reach()
+        if ours:
+            return None
+        if time.monotonic() > deadline:
+            raise CannotLaunch("another client is starting the daemon and does not get ahead")
+        time.sleep(0.02)
 
 
-def complain(text: str) -> int:
-    print(f"dockpy: {text}", file=sys.stderr)
-    return ENGINE_ERROR
+def start(run: str, command: Sequence[str], reach: Callable[[], Connection]) -> Connection:
+    """Start daemons until one answers, its root is not just being let go of, or time is up."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        log = open_log(f"{run}/daemon.log")
+        try:
+            begin = os.fstat(log).st_size
+            daemon = spawn(command, log)
+            status: int | None = None
+            while status is None and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    return reach()
+                done, wait_status = os.waitpid(daemon, os.WNOHANG)
+                status = os.waitstatus_to_exitcode(wait_status) if done else None
+                time.sleep(0.01)
+            why = last_line(log, begin)
+        finally:
+            os.close(log)
+        if status is None:
+            raise CannotLaunch(f"the daemon does not answer after {PATIENCE:.0f} s; see {run}")
+        if status != LOCKED or time.monotonic() > deadline:
+            why = why or f"it ended with {status}"
+            raise CannotLaunch(f"the daemon did not start: {why}; {run}/daemon.log says more")
+        time.sleep(0.1)
+
+
+def open_log(path: str) -> int:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        log = os.open(path, flags, 0o600)
+        if os.fstat(log).st_size > LOG_LIMIT:
+            os.ftruncate(log, 0)
+    except OSError as error:
+        raise CannotLaunch(f"cannot write {path}: {error.strerror}") from error
+    return log
+
+
+def spawn(command: Sequence[str], log: int) -> int:
+    """The pid of a daemon with nothing of ours but its log."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        os.chdir("/")
+        os.umask(0o022)
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.closerange(3, 1 << 20)
+        os.execve(command[0], list(command), environment(os.environ))
+    except OSError as error:
+        os.write(log, f"dockpy: cannot execute {command[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def environment(caller: Mapping[str, str]) -> dict[str, str]:
+    """What the daemon gets of its caller's environment."""
+    return {
+        name: value
+        for name, value in caller.items()
+        if name in KEPT or name.lower().endswith("_proxy") or name.startswith("SSL_CERT_")
+    }
+
+
+def last_line(log: int, begin: int) -> str:
+    """The last thing a daemon said since `begin`, without its own name."""
+    size = os.fstat(log).st_size
+    text = os.pread(log, 4096, max(begin, size - 4096)).decode(errors="replace")
+    lines = text.strip().splitlines()
+    return lines[-1].removeprefix("dockpy: ") if lines else ""

@@ -1,71 +1,129 @@
-"""Frames between the client and the daemon, over a Unix stream socket. Pure, and imports nothing:
-the client pays for every import.
+"""What client and daemon say to each other. Pure, and quick to import: no module at all.
 
-A frame is one letter, four bytes of length (big-endian) and that many bytes. The first frame of a
-connection asks for something and carries descriptors of stdin, stdout, stderr and the working
-directory; what follows goes both ways until the daemon's `EXIT`.
+The socket is a Unix SEQPACKET one: a packet comes whole or not at all, so nobody waits for the
+other half of a message, and one byte written by the kernel's signal handler is a message too.
+
+Client to daemon: first one request, with descriptors 0, 1, 2, the working directory, then (flag
+TERMINAL) the terminal whose keys the client forwards through the descriptor sent as stdin, then
+(flag SPILLED) a memfd that holds the words when they do not fit a packet. After that one packet of
+one byte for each signal the client gets (`signal.set_wakeup_fd` writes just that).
+
+    magic 6, protocol 1, kind 1, flags 1, number of arguments 4, of environment entries 4,
+    then every word with a NUL behind it. Numbers are little-endian.
+
+Daemon to client: packets whose first byte tells what they are (EXIT ... CLOSING).
 """
 
-VERSION = b"1"
+MAGIC = b"dockpy"
+PROTOCOL = 1
+"""Changes when a client and a daemon of different versions would misunderstand each other."""
+HEADER = 17
+PACKET_LIMIT = 60_000
+"""Bytes of one packet; safely below any socket buffer's size."""
+REQUEST_LIMIT = 8 << 20
+"""Bytes of all words; execve(2) gives a process at most 6 MiB of arguments and environment."""
+WORD_LIMIT = 1 << 18
+"""Number of words; each takes at least a NUL and a pointer of execve's space."""
+DESCRIPTOR_LIMIT = 6
 
-RUN = b"R"
-"""Client: a command line. Fields: version, terminal flags, rows, columns, number of arguments,
-arguments, then NAME=VALUE of the environment."""
-RESUME = b"A"
-"""Client: its daemon was lost while a container ran in the foreground; wait on. Fields: version,
-the container's id."""
-SIGNAL = b"S"
-"""Client: it got a signal; its number in digits."""
-WINDOW = b"W"
-"""Client: rows and columns of its window, in digits with a space between."""
+RUN, RESUME = 1, 2
+"""RUN: the arguments are a command line. RESUME: they are what FOLLOW told."""
+TERMINAL, SPILLED, READING = 1, 2, 4
+"""READING: this client was told STDIN already."""
 
-EXIT = b"X"
-"""Daemon: leave with this code, in digits."""
-RAW = b"T"
-"""Daemon: terminal to raw mode (1) or back (0)."""
-CONTAINER = b"I"
-"""Daemon: the id of the container the command stays with; empty when it no longer does."""
-STDIN = b"N"
-"""Daemon: a container takes the client's input from now on."""
-
-HEADER = 5
-LONGEST = 8 << 20
-"""No frame is longer; the kernel's own limit for arguments and environment is 6 MiB."""
-MOST_FIELDS = 100_000
-
-
-def frame(kind: bytes, payload: bytes = b"") -> bytes:
-    """One frame."""
-    return kind + len(payload).to_bytes(4, "big") + payload
+EXIT = b"x"
+"""One byte more: leave with this code."""
+RAW, COOKED = b"R", b"c"
+"""Switch the terminal to raw mode; switch it back."""
+STDIN = b"i"
+"""Begin to forward the terminal's keys."""
+FOLLOW = b"f"
+"""The rest: arguments for RESUME, in case this daemon dies."""
+SAY = b"s"
+"""The rest: text for standard error."""
+CLOSING = b"q"
+"""This daemon is ended on purpose: wait for another one, start none."""
 
 
-def length(header: bytes) -> int:
-    """How many bytes follow a header."""
-    return int.from_bytes(header[1:HEADER], "big")
+class WireError(ValueError):
+    """A request that no client of this protocol sends; the text is for the client's user."""
 
 
-def request(argv: list[bytes], env: list[bytes], flags: bytes, rows: int, columns: int) -> bytes:
-    """The payload of `RUN`; `flags` has a letter for each of stdin (i) and stdout (o) that is a
-    terminal. Arguments cannot hold a NUL, so NUL divides them."""
-    head = [VERSION, flags, b"%d" % rows, b"%d" % columns, b"%d" % len(argv)]
-    return b"\0".join([*head, *argv, *env])
+class Request:
+    """What a client asks."""
+
+    __slots__ = ("argv", "env", "flags", "kind")
+
+    def __init__(self, kind: int, flags: int, argv: list[bytes], env: list[bytes]) -> None:
+        self.kind = kind
+        self.flags = flags
+        self.argv = argv
+        self.env = env
 
 
-class BadFrame(Exception):
-    """Bytes that are not what this protocol says."""
+def pack(request: Request) -> tuple[bytes, bytes]:
+    """The packet, and the words that go into a memfd (b"": all is in the packet).
+
+    WireError when the words are too many or too large.
+    """
+    words = join([*request.argv, *request.env])
+    if len(words) > REQUEST_LIMIT or len(request.argv) + len(request.env) > WORD_LIMIT:
+        raise WireError("the arguments and the environment are too large together")
+    spilled = len(words) > PACKET_LIMIT - HEADER
+    flags = request.flags & ~SPILLED | (SPILLED if spilled else 0)
+    head = (
+        MAGIC
+        + bytes((PROTOCOL, request.kind, flags))
+        + len(request.argv).to_bytes(4, "little")
+        + len(request.env).to_bytes(4, "little")
+    )
+    return (head, words) if spilled else (head + words, b"")
 
 
-def parse_request(payload: bytes) -> tuple[list[bytes], list[bytes], bytes, int, int]:
-    """Arguments, environment, flags, rows and columns of a `RUN`. BadFrame."""
-    fields = payload.split(b"\0", MOST_FIELDS)
-    if len(fields) < 5 or len(fields) > MOST_FIELDS:
-        raise BadFrame("a request has at least five fields")
-    version, flags, rows, columns, count = fields[:5]
-    if version != VERSION:
-        raise BadFrame("client and daemon are of different versions; restart the daemon")
-    if not (rows.isdigit() and columns.isdigit() and count.isdigit()):
-        raise BadFrame("a request's figures are not figures")
-    if max(len(rows), len(columns)) > 5 or int(count) > len(fields) - 5:
-        raise BadFrame("a request's figures are out of range")
-    arguments = int(count)
-    return fields[5 : 5 + arguments], fields[5 + arguments :], flags, int(rows), int(columns)
+def flags_of(packet: bytes) -> int:
+    """The flags of a request: how many descriptors come with it. WireError as `unpack`."""
+    if packet[:6] != MAGIC or len(packet) < HEADER:
+        raise WireError("this is not a dockpy client")
+    if packet[6] != PROTOCOL:
+        raise WireError(
+            f"client and daemon are of different versions (protocols {packet[6]} and {PROTOCOL}); "
+            "restart the daemon: its containers go on"
+        )
+    return packet[8]
+
+
+def descriptors_of(flags: int) -> int:
+    """How many descriptors a request with these flags brings."""
+    return 4 + bool(flags & TERMINAL) + bool(flags & SPILLED)
+
+
+def unpack(packet: bytes, spilled: bytes = b"") -> Request:
+    """The request in a packet and in its memfd. WireError unless it is exactly one."""
+    flags = flags_of(packet)
+    argc = int.from_bytes(packet[9:13], "little")
+    envc = int.from_bytes(packet[13:17], "little")
+    words = spilled if flags & SPILLED else packet[HEADER:]
+    if argc + envc > WORD_LIMIT or len(words) > REQUEST_LIMIT:
+        raise WireError("the request is too large")
+    if packet[7] not in (RUN, RESUME) or (flags & SPILLED and len(packet) != HEADER):
+        raise WireError("the request makes no sense")
+    found = split(words)
+    if len(found) != argc + envc:
+        raise WireError("the request is torn")
+    return Request(packet[7], flags, found[:argc], found[argc:])
+
+
+def join(words: list[bytes]) -> bytes:
+    """Each word with a NUL behind it. WireError when one holds a NUL."""
+    text = b"\0".join([*words, b""])
+    if text.count(b"\0") != len(words):
+        raise WireError("a word holds a NUL")
+    return text
+
+
+def split(text: bytes) -> list[bytes]:
+    """The words `join` joined. WireError when the last NUL is missing."""
+    words = text.split(b"\0")
+    if words.pop():
+        raise WireError("the request is torn")
+    return words

@@ -90,8 +90,8 @@ def stay(
     with raw_terminal(session, config, wanted):
         if "stdin" in wanted:
             session.takes_stdin()
+        session.staying_with(container.id, sig_proxy)
         attachment = connect()
-        session.staying_with(container.id)
         seat = _Seat(container, attachment, pass_on=sig_proxy and not config.tty)
         resize = container.resize if config.tty else ignore_size
         with session.events.listening(
@@ -103,9 +103,9 @@ def stay(
                     container.resize(rows + 1, columns + 1)
                 container.resize(rows, columns)
             end = attachment.wait()
-        session.staying_with("" if end is not AttachmentEnd.ENDED else container.id)
         if end is AttachmentEnd.ENDED:
             return container.wait()
+        session.staying_with("", sig_proxy)
         if end is AttachmentEnd.DETACHED:
             return 0
         return seat.exit_code or LEFT_BY_PIPE
