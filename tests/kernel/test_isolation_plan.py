@@ -10,8 +10,10 @@ import shutil
 import signal
 import stat
 import struct
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +28,9 @@ from dockpy.errors import (
     RequestError,
     UsageError,
 )
-from dockpy.start import MASKED_PATHS, READ_ONLY_PATHS, BindMount
-from starts import BARE, DEFAULT_CAPABILITIES, Starts, read_until
+from dockpy.plan import Plan
+from dockpy.start import MASKED_PATHS, NAMESPACES, READ_ONLY_PATHS, BindMount
+from starts import BARE, DEFAULT_CAPABILITIES, Starts, read_until, spawn_plan
 
 pytestmark = pytest.mark.needs("root", "overlay", "mount_api", "openat2", "netns")
 
@@ -447,6 +450,63 @@ def test_a_working_directory_behind_any_descriptor_is_refused(starts: Starts) ->
     for number in range(256):
         with pytest.raises(CannotExecute, match=r"working directory /proc/self/fd/\d+ is not"):
             starts.run("/bin/pwd", cwd=f"/proc/self/fd/{number}")
+
+
+def test_the_kernel_is_asked_where_the_working_directory_is(starts: Starts) -> None:
+    # a host directory as stdin: the one descriptor of a directory that can still be open then
+    host = starts.keep(os.open("/usr", os.O_RDONLY | os.O_DIRECTORY))
+    plan = Plan(NAMESPACES)
+    plan.private_mounts()
+    plan.root(0)
+    plan.mount("proc", "proc")
+    plan.mount("tmpfs", "dev")
+    plan.node("dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    plan.pivot()
+    plan.streams(1, -1, -1, 0)
+    plan.close_descriptors()
+    plan.chdir("/proc/self/fd/0")
+    plan.execute(["/bin/true"], [], ["/bin/true"])
+    with pytest.raises(CannotExecute, match="not inside the container"):
+        spawn_plan(plan, [starts.root(), host])
+
+
+def test_a_target_that_is_raced_never_lands_outside(starts: Starts, tmp_path: Path) -> None:
+    shared, outside = tmp_path / "shared", tmp_path / "outside"
+    for path in (shared, outside, shared / "real"):
+        path.mkdir()
+    (tmp_path / "file").write_text("bound")
+    (shared / "way").symlink_to("real")
+    over = threading.Event()
+
+    def race() -> None:
+        while not over.is_set():
+            for target in (str(outside), "real", "../../../../../.." + str(outside)):
+                (shared / "next").symlink_to(target)
+                (shared / "next").rename(shared / "way")
+
+    thread = threading.Thread(target=race)
+    thread.start()
+    try:
+        for _ in range(60):
+            first, shared_tree = bind(starts, shared, "/shared", slot=2)
+            second, file_tree = bind(starts, tmp_path / "file", "/shared/way/deep/f", slot=3)
+            # lost races are errors of the request; landing outside would be ours
+            with suppress(DockpyError):
+                starts.run("true", slots=[shared_tree, file_tree], binds=(first, second))
+    finally:
+        over.set()
+        thread.join()
+    assert list(outside.iterdir()) == []
+
+
+def test_a_directory_bound_over_sysfs_is_masked_too(starts: Starts, tmp_path: Path) -> None:
+    (tmp_path / "sys/firmware").mkdir(parents=True)
+    (tmp_path / "sys/firmware/secret").touch()
+    (tmp_path / "sys/kept").touch()
+    wanted, tree = bind(starts, tmp_path / "sys", "/sys")
+    ran = starts.run("ls /sys /sys/firmware", slots=[tree], binds=(wanted,))
+    assert "kept" in ran.text
+    assert "secret" not in ran.text
 
 
 def test_a_working_directory_is_made_and_entered_through_links_of_the_image(starts: Starts) -> None:
