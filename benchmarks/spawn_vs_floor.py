@@ -33,7 +33,7 @@ from dockpy.spawn import hold_mounts, network_namespace, spawn
 from dockpy.start import StartSpec, start_plan
 
 V1 = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio")
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS = "/sys/fs/cgroup"
 
 BARE = StartSpec(
     root_slot=0,
@@ -72,33 +72,40 @@ BARE = StartSpec(
 class Place:
     """Directories of one start."""
 
-    directory: Path
-    groups: list[Path]
+    upper: Path
+    work: Path
+    groups: list[str]
+
+
+def copy_down(file: str, parent: str, group: str) -> None:
+    """A new cpuset is empty until it is given its parent's value."""
+    with open(f"{parent}/{file}", "rb", 0) as source, open(f"{group}/{file}", "wb", 0) as target:
+        target.write(source.read())
 
 
 @contextmanager
 def place(work: Path, name: str) -> Iterator[Place]:
     """The directories' making is the caller's time, their removal nobody's."""
-    here = Place(work / name, [])
-    here.directory.mkdir()
-    for part in ("upper", "work"):
-        (here.directory / part).mkdir()
+    directory = f"{work}/{name}"
+    for path in (directory, f"{directory}/upper", f"{directory}/work"):
+        os.mkdir(path)
+    groups = []
     for controller in V1:
-        parent = CGROUPS / controller
-        if not (parent / "tasks").exists():
+        parent = f"{CGROUPS}/{controller}"
+        group = f"{parent}/dockpy-bench-{os.getpid()}-{name}"
+        if not os.access(f"{parent}/tasks", os.F_OK):
             continue
-        group = parent / f"dockpy-bench-{os.getpid()}-{name}"
         os.mkdir(group)
-        here.groups.append(group)
+        groups.append(group)
         if controller == "cpuset":
-            for file in ("cpuset.cpus", "cpuset.mems"):
-                (group / file).write_text((parent / file).read_text())
+            copy_down("cpuset.cpus", parent, group)
+            copy_down("cpuset.mems", parent, group)
     try:
-        yield here
+        yield Place(Path(directory, "upper"), Path(directory, "work"), groups)
     finally:
-        for group in here.groups:
-            group.rmdir()
-        shutil.rmtree(here.directory)
+        for group in groups:
+            os.rmdir(group)
+        shutil.rmtree(directory)
 
 
 def one_start(
@@ -108,9 +115,8 @@ def one_start(
     network = network_namespace() if ready else -1
     began = time.perf_counter()
     with place(work, name) as here:
-        upper, inner = here.directory / "upper", here.directory / "work"
-        fds = [mounts.overlay([tree], upper, inner, volatile=True)]
-        fds += [os.open(group / "tasks", os.O_WRONLY | os.O_CLOEXEC) for group in here.groups]
+        fds = [mounts.overlay([tree], here.upper, here.work, volatile=True)]
+        fds += [os.open(f"{group}/tasks", os.O_WRONLY | os.O_CLOEXEC) for group in here.groups]
         spec = replace(spec, cgroup_tasks_slots=tuple(range(1, len(fds))))
         if ready:
             spec = replace(spec, network=len(fds))
