@@ -23,7 +23,7 @@ from dockpy.assembly import Assembler, Site, Started
 from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
 from dockpy.closing import LateCloser
 from dockpy.container import Container, Record
-from dockpy.errors import Locked, NameInUse, NoSuchContainer, RequestError, TornRecord
+from dockpy.errors import KernelError, Locked, NameInUse, NoSuchContainer, RequestError, TornRecord
 from dockpy.graph import Graph
 from dockpy.janitor import Janitor
 from dockpy.model import VERSION, Config, Image, State, Status
@@ -97,6 +97,7 @@ class Runtime:
         self._held: dict[int, Started | Cgroup] = {}
         self._identities: dict[tuple[str, str], Identity] = {}
         self._gone: dict[str, int] = {}
+        self._unwritten: dict[str, tuple[Container, Run]] = {}
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo:
             self._prepare_directories()
@@ -266,9 +267,7 @@ class Runtime:
 
     # -- what containers ask (container.Engine) ------------------------------------------------
 
-    def launch(
-        self, container: Container, attach: Sequence[Streams]
-    ) -> tuple[Run, Attachments]:
+    def launch(self, container: Container, attach: Sequence[Streams]) -> tuple[Run, Attachments]:
         """Start a container's program; on failure nothing is left."""
         record = container.record
         config = record.config
@@ -335,23 +334,37 @@ class Runtime:
     def _settle(self, container: Container, run: Run) -> None:
         record = container.record
         held = self._held.pop(run.key, None)
-        try:
-            if not record.config.auto_remove and record.id in self._containers:
-                self._write_state(record, container.state)
-            run.forget()
-            if isinstance(held, Started):
-                if record.id in self._containers:
-                    os.close(held.root)  # it may be started again, on the same upper
-                else:
-                    self._closer.put(held.root)
-                held.cgroup.remove()
-            elif held is not None:
-                held.remove()
-            remove_files(self.run / "containers" / record.id, keep=())
+        with contextlib.ExitStack() as rest:
+            # Last first; each is done whatever the others meet.
+            rest.callback(container.released.set)
             if record.config.auto_remove:
-                self._discard(record)
-        finally:
-            container.released.set()
+                rest.callback(self._discard, record)
+            rest.callback(remove_files, self.run / "containers" / record.id, keep=())
+            if isinstance(held, Started):
+                rest.callback(held.cgroup.remove)
+                rest.callback(self._let_go, record, held.root)
+            elif held is not None:
+                rest.callback(held.remove)
+            rest.callback(self._write_down, container, run)
+
+    def _let_go(self, record: Record, root: int) -> None:
+        if record.id in self._containers:
+            os.close(root)  # it may be started again, on the same upper
+        else:
+            self._closer.put(root)
+
+    def _write_down(self, container: Container, run: Run) -> None:
+        """Make the end durable, then let the supervisor forget it; on a full disk, later."""
+        self._unwritten[container.id] = (container, run)
+        for identifier, (ended, its_run) in list(self._unwritten.items()):
+            if not ended.config.auto_remove and identifier in self._containers:
+                try:
+                    self._write_state(ended.record, ended.state)
+                except KernelError as error:
+                    log.warning("%s; the supervisor keeps the exit until there is room", error)
+                    continue
+            del self._unwritten[identifier]
+            its_run.forget()
 
     def _unregister(self, container: Container) -> None:
         with self._lock:
@@ -437,6 +450,9 @@ class Runtime:
         )
 
     def _discard(self, record: Record) -> None:
+        unwritten = self._unwritten.pop(record.id, None)
+        if unwritten is not None:
+            unwritten[1].forget()
         directory = self.root / "containers" / record.id
         if directory.exists():
             self._trash.discard(directory)
