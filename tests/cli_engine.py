@@ -37,6 +37,8 @@ def make_image(number: int = 1, **values: Any) -> Image:
 
 
 class FakeAttachment:
+    number = 1
+
     def __init__(self, streams: Streams) -> None:
         self.streams = streams
         self._done = threading.Event()

@@ -35,12 +35,11 @@ from dockpy.api import wire
 from dockpy.api.workers import Workers
 from dockpy.cli import foreground
 from dockpy.cli import main as cli
-from dockpy.cli.engine import Engine, EngineAttachment
+from dockpy.cli.engine import Engine, EngineAttachment, EngineContainer
 from dockpy.cli.session import Session
 from dockpy.errors import Conflict, DockpyError, Locked, NotFound, RequestError
 from dockpy.model import Status
 from dockpy.runtime import DEFAULT_ROOT, Runtime, run_directory
-from dockpy.supervision import Attachment
 
 log = logging.getLogger(__name__)
 
@@ -350,9 +349,9 @@ class Client:
             with self._lock:
                 self._terminal = -1
 
-    def _stay(self, identifier: str, sig_proxy: bool) -> None:
+    def _stay(self, identifier: str, sig_proxy: bool, number: int) -> None:
         self.staying = bool(identifier)
-        words = [identifier.encode(), b"1" if sig_proxy else b"0"] if identifier else []
+        words = [identifier.encode(), b"%d" % sig_proxy, b"%d" % number] if identifier else []
         self.tell(wire.FOLLOW + wire.join(words))
 
     def leave(self, code: int) -> None:
@@ -387,10 +386,10 @@ class Client:
 
 def resume(session: Session, request: wire.Request) -> int:
     """Go on with a container whose client lost its daemon; the exit code."""
-    if len(request.argv) != 2:
+    if len(request.argv) != 3:
         session.error("dockpy: the request makes no sense")
         return ENGINE_ERROR
-    identifier, proxy = request.argv[0].decode(errors="replace"), request.argv[1] == b"1"
+    identifier, proxy, number = (os.fsdecode(word) for word in request.argv)
     try:
         container = session.runtime.get(identifier)
     except NotFound:
@@ -402,24 +401,20 @@ def resume(session: Session, request: wire.Request) -> int:
     if container.state.status is Status.CREATED:
         session.error(f"dockpy: the daemon ended before container {identifier[:12]} was started")
         return ENGINE_ERROR
-    mine = attachment_to(session, getattr(container, "attachments", ()))
-    if mine is None:
-        mine = foreground.NothingConnected(container)
+    attachment = attachment_of(container, number)
     wanted = ("stdin",) if request.flags & wire.READING else ()
-    return foreground.stay(session, container, lambda: mine, wanted, sig_proxy=proxy)
+    return foreground.stay(session, container, lambda: attachment, wanted, sig_proxy=proxy == "1")
 
 
-def attachment_to(session: Session, attachments: Sequence[Attachment]) -> EngineAttachment | None:
-    """The attachment whose outputs are the caller's very files."""
-    files = [os.fstat(one) for one in (session.stdout, session.stderr)]
-    for attachment in attachments:
-        for descriptor in attachment.descriptors[1:]:
-            with contextlib.suppress(OSError):
-                if descriptor >= 0 and any(
-                    os.path.samestat(one, os.fstat(descriptor)) for one in files
-                ):
-                    return attachment
-    return None
+def attachment_of(container: EngineContainer, number: str) -> EngineAttachment:
+    """The caller's attachment: the newest when the daemon died before it could tell the number."""
+    attachments = sorted(container.attachments, key=lambda one: one.number)
+    if number == "-1" and attachments:
+        return attachments[-1]
+    return next(
+        (one for one in attachments if str(one.number) == number),
+        foreground.NothingConnected(container),
+    )
 
 
 def receive(connection: socket.socket, descriptors: list[int]) -> bytes:

@@ -14,6 +14,9 @@ from dockpy.supervision import AttachmentEnd, Streams
 class EngineAttachment(Protocol):
     """A caller's streams on a running container."""
 
+    @property
+    def number(self) -> int: ...
+
     def wait(self, timeout: float | None = None) -> AttachmentEnd: ...
 
     def close(self) -> None: ...
@@ -54,6 +57,9 @@ class EngineContainer(Protocol):
 
     @property
     def directory(self) -> Path: ...
+
+    @property
+    def attachments(self) -> Sequence[EngineAttachment]: ...
 
     def start(self, attach: Sequence[Streams] = ()) -> Sequence[EngineAttachment]: ...
 

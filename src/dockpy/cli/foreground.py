@@ -90,8 +90,9 @@ def stay(
     with raw_terminal(session, config, wanted):
         if "stdin" in wanted:
             session.takes_stdin()
-        session.staying_with(container.id, sig_proxy)
+        session.staying_with(container.id, sig_proxy, -1)
         attachment = connect()
+        session.staying_with(container.id, sig_proxy, attachment.number)
         seat = _Seat(container, attachment, pass_on=sig_proxy and not config.tty)
         resize = container.resize if config.tty else ignore_size
         with session.events.listening(
@@ -105,7 +106,7 @@ def stay(
             end = attachment.wait()
         if end is AttachmentEnd.ENDED:
             return container.wait()
-        session.staying_with("", sig_proxy)
+        session.staying_with("", sig_proxy, -1)
         if end is AttachmentEnd.DETACHED:
             return 0
         return seat.exit_code or LEFT_BY_PIPE
@@ -117,6 +118,8 @@ def ignore_size(_rows: int, _columns: int) -> None:
 
 class NothingConnected:
     """Stands for the attachment of a caller all of whose streams are closed."""
+
+    number = -1
 
     def __init__(self, container: EngineContainer) -> None:
         self._end = AttachmentEnd.ENDED

@@ -163,9 +163,9 @@ class Session:
     They stay the property of whoever made the session. `window`: rows and columns, (0, 0) when
     unknown. `set_raw` asks the client to switch its terminal to raw mode and back, and blocks until
     it was told. `leave` tells the client to go away with an exit code while the command goes on.
-    `staying_with` tells it the container in the foreground ("": none any more) and whether signals
-    are the container's, so that it can come back when the daemon dies; `takes_stdin`, that its
-    input is wanted from now on.
+    `staying_with` tells it the container in the foreground ("": none any more), whether signals are
+    the container's, and the number of its attachment (-1: none yet), so that it can come back when
+    the daemon dies; `takes_stdin`, that its input is wanted from now on.
     """
 
     runtime: Engine
@@ -182,7 +182,7 @@ class Session:
     window: tuple[int, int] = (0, 0)
     set_raw: Callable[[bool], None] = lambda _on: None
     leave: Callable[[int], None] = lambda _code: None
-    staying_with: Callable[[str, bool], None] = lambda _identifier, _sig_proxy: None
+    staying_with: Callable[[str, bool, int], None] = lambda _identifier, _proxy, _number: None
     takes_stdin: Callable[[], None] = lambda: None
     events: Events = field(init=False)
 

@@ -1,0 +1,504 @@
+"""The socket front door: what a command line meets before any container is in it.
+
+Most tests serve a table of small commands instead of the engine's; the last have a real daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from dockpy.api import daemon as door
+from dockpy.api import wire
+from dockpy.cli.session import Session
+from end_to_end.client import Client, Terminal, eventually
+from end_to_end.daemon import Daemon
+
+pytestmark = pytest.mark.needs("root")
+
+SUBPROCESS_OPTIONS: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
+# -- commands of our own -------------------------------------------------------------------------
+
+
+class Commands:
+    """The commands that the door's clients may run here, and what they saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[Session] = []
+        self.left = threading.Event()
+
+    def __call__(self, session: Session, argv: Sequence[str]) -> int:
+        self.seen.append(session)
+        return int(getattr(self, argv[0])(session, *argv[1:]))
+
+    def leave(self, session: Session, code: str) -> int:
+        return int(code)
+
+    def words(self, session: Session, *argv: str) -> int:
+        session.write(f"{len(argv)} {sum(map(len, argv))} {session.env.get('WORD')}\n")
+        return 0
+
+    def where(self, session: Session) -> int:
+        session.write(session.directory())
+        return 0
+
+    def copy(self, session: Session) -> int:
+        session.takes_stdin()
+        while data := os.read(session.stdin, 4096):
+            session.write(data.decode())
+        session.error("copied")
+        return 0
+
+    def signals(self, session: Session, last: str) -> int:
+        done = threading.Event()
+
+        def take(number: int) -> None:
+            session.write(f"{number}\n")
+            if number == int(last):
+                done.set()
+
+        session.staying_with("a container's id", True, -1)
+        with session.events.listening(signal=take):
+            session.write("ready\n")
+            assert done.wait(30)
+        return 0
+
+    def ignores(self, session: Session) -> int:
+        session.events.let_go()
+        session.write("ready\n")
+        assert self.left.wait(30)
+        return 0
+
+    def until_gone(self, session: Session) -> int:
+        with session.events.listening(hang_up=self.left.set):
+            session.write("ready\n")
+            assert self.left.wait(30)
+        return 0
+
+    def raw(self, session: Session) -> int:
+        session.set_raw(True)
+        session.takes_stdin()
+        session.write("raw")
+        while (data := os.read(session.stdin, 64)) != b"q":
+            session.write(data.hex() + "\r\n")
+        session.set_raw(False)
+        return 5
+
+    def window(self, session: Session) -> int:
+        told = threading.Event()
+
+        def resize(rows: int, columns: int) -> None:
+            session.write(f"now {rows} {columns}\n")
+            told.set()
+
+        with session.events.listening(resize=resize):
+            session.write("first {} {}\n".format(*session.window))
+            assert told.wait(30)
+        return 0
+
+    def says_nothing(self, session: Session) -> int:
+        assert self.left.wait(30)
+        return 0
+
+
+@contextlib.contextmanager
+def served(run: Path) -> Iterator[tuple[Client, Commands, door.Server]]:
+    """A door with our commands behind it, and a client for it."""
+    run.mkdir(parents=True, exist_ok=True)
+    commands = Commands()
+    server = door.Server(cast("Any", None), run / "dockpy.sock", commands)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        yield Client(run / "root", run), commands, server
+    finally:
+        commands.left.set()
+        server.stop()
+        thread.join(30)
+        server.close()
+
+
+Door = tuple[Client, Commands, door.Server]
+
+
+@pytest.fixture
+def there(_leaves_nothing: None, short_run: Callable[[], Path]) -> Iterator[Door]:
+    with served(short_run()) as found:
+        yield found
+
+
+# -- plain commands --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1, 125, 127, 255])
+def test_the_client_leaves_with_the_code_it_is_told(there: Door, code: int) -> None:
+    assert there[0]("leave", str(code)).code == code
+
+
+def test_arguments_of_megabytes_arrive_whole(there: Door) -> None:
+    argv = ["x" * 100_000] * 15
+    result = there[0]("words", *argv, env={"WORD": "\udcff=\n"})
+    assert result.raw == b"15 1500000 \xff=\n\n"
+
+
+def test_the_working_directory_is_the_callers(there: Door, tmp_path: Path) -> None:
+    assert there[0]("where", cwd=tmp_path).out == str(tmp_path)
+
+
+def test_input_and_both_outputs_are_the_callers_own(there: Door) -> None:
+    result = there[0]("copy", input="one\ntwo\n")
+    assert (result.code, result.out, result.err) == (0, "one\ntwo\n", "copied\n")
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_no_problem(there: Door, closed: str) -> None:
+    client = there[0]
+    script = f'exec "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *client.command, "copy"],
+        input=b"in",
+        capture_output=True,
+        env=client.environment,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stdout == (b"" if "1>" in closed else b"" if "0<" in closed else b"in")
+    assert done.stderr == (b"" if "2>" in closed else b"copied\n")
+
+
+def test_the_root_may_be_named_before_the_verb(there: Door) -> None:
+    client = there[0]
+    other = Client(Path("/nowhere"), Path("/nowhere"), client.command)
+    assert other("--root", "/x", f"--run={client.run_directory}", "leave", "9").code == 9
+    refused = other("--root")
+    assert (refused.code, refused.err) == (125, "dockpy: --root needs a directory\n")
+
+
+# -- signals and ends ------------------------------------------------------------------------------
+
+
+def test_every_signal_reaches_the_command_in_order(there: Door) -> None:
+    numbers = [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT, signal.SIGTERM]
+    with there[0].started("signals", "40") as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"ready\n"
+        for number in numbers:
+            client.send_signal(number)
+            assert client.stdout.readline() == b"%d\n" % number
+        for _ in range(20):
+            client.send_signal(41)  # a real-time signal: none is merged into another
+        client.send_signal(40)
+        told = client.stdout.read().split()
+        assert (sorted(told), client.wait(30)) == ([b"40"] + [b"41"] * len(told[1:]), 0)
+
+
+def test_a_deadly_signal_ends_the_client_of_a_command_that_goes_on(there: Door) -> None:
+    with there[0].started("ignores") as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"ready\n"
+        client.send_signal(signal.SIGTERM)
+        assert client.wait(30) == 143
+    assert not there[1].left.is_set()
+
+
+def test_a_command_that_does_not_answer_is_left_at_the_third_signal(there: Door) -> None:
+    with there[0].started("says_nothing") as client:
+        eventually(lambda: there[1].seen, "the command runs")
+        for _ in range(3):
+            assert client.poll() is None
+            client.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(0.3)
+        assert client.wait(30) == 130
+
+
+def test_a_killed_clients_end_is_told(there: Door) -> None:
+    with there[0].started("until_gone") as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"ready\n"
+        client.kill()
+    assert there[1].left.wait(30)
+
+
+# -- terminals -------------------------------------------------------------------------------------
+
+
+def expect_raw(terminal: Terminal) -> None:
+    terminal.expect("raw")
+    eventually(lambda: terminal.settings() != terminal.before, "the terminal is raw")
+
+
+def test_keys_go_through_raw_and_the_terminal_is_restored(there: Door) -> None:
+    with there[0].terminal("raw") as terminal:
+        expect_raw(terminal)
+        terminal.type(b"\x03\r")
+        terminal.expect("030d\r\n")
+        terminal.type("q")
+        assert terminal.wait() == 5
+        assert terminal.settings() == terminal.before
+
+
+def test_a_client_told_to_end_restores_the_terminal(there: Door) -> None:
+    with there[0].terminal("raw") as terminal:
+        expect_raw(terminal)
+        for _ in range(3):
+            terminal.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                terminal.process.wait(0.3)
+        assert terminal.wait() == 143
+        assert terminal.settings() == terminal.before
+
+
+def test_the_terminal_is_restored_when_the_daemon_goes(there: Door) -> None:
+    with there[0].terminal("raw") as terminal:
+        expect_raw(terminal)
+        for client in list(there[2]._clients.values()):
+            client._connection.shutdown(socket.SHUT_RDWR)
+        assert terminal.wait() == 125
+        assert "the daemon ended" in terminal.seen.decode()
+        assert terminal.settings() == terminal.before
+
+
+def test_keys_stay_in_the_terminal_while_no_command_wants_them(there: Door) -> None:
+    with there[0].terminal("leave", "0") as terminal:
+        terminal.type("for the shell\n")
+        assert terminal.wait() == 0
+        os.set_blocking(terminal.slave, False)
+        assert os.read(terminal.slave, 100) == b"for the shell\n"
+
+
+def test_a_new_window_size_is_told(there: Door) -> None:
+    with there[0].terminal("window", rows=30, columns=90) as terminal:
+        terminal.expect("first 30 90")
+        terminal.resize(40, 100)
+        terminal.expect("now 40 100")
+        assert terminal.wait() == 0
+
+
+# -- hostile clients -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stranger(there: Door) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(str(there[0].run_directory / "dockpy.sock"))
+        connection.settimeout(30)
+        yield connection
+
+
+def send(connection: socket.socket, packet: bytes, descriptors: Sequence[int]) -> None:
+    rights = array("i", descriptors).tobytes()
+    connection.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def answer(connection: socket.socket) -> tuple[str, bytes]:
+    """What the daemon says, and all it sends after that."""
+    said = connection.recv(4096)
+    rest = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(4096):
+            rest += piece
+    return said[1:].decode(), rest
+
+
+GOOD = wire.pack(wire.Request(wire.RUN, 0, [b"leave", b"0"], []))[0]
+SPILLED = GOOD[:8] + bytes((wire.SPILLED,)) + GOOD[9:17]
+
+
+@pytest.mark.parametrize(
+    ("packet", "count", "why"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 0, "not a dockpy client"),
+        (b"x", 0, "not a dockpy client"),
+        (GOOD, 0, "wrong descriptors"),
+        (GOOD, 3, "wrong descriptors"),
+        (GOOD, 5, "wrong descriptors"),
+        (GOOD[:-1], 4, "torn"),
+        (SPILLED, 5, "not in a memfd"),
+        (GOOD[:6] + b"\x63" + GOOD[7:], 4, "different versions"),
+        (GOOD[:9] + b"\xff" * 8, 4, "too large"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_line(
+    there: Door, packet: bytes, count: int, why: str
+) -> None:
+    directory = os.open("/", os.O_PATH)
+    with stranger(there) as connection:
+        send(connection, packet, [directory] * count)
+        said, rest = answer(connection)
+    os.close(directory)
+    assert why in said
+    assert (said.count("\n"), rest) == (1, wire.EXIT + bytes((125,)))
+    assert there[0]("leave", "3").code == 3
+
+
+def test_a_packet_larger_than_any_request_and_many_descriptors_are_dropped(there: Door) -> None:
+    directory = os.open("/", os.O_PATH)
+    for packet, count in ((b"dockpy" + bytes(100_000), 0), (GOOD, 200)):
+        with stranger(there) as connection:
+            send(connection, packet, [directory] * count)
+            assert connection.recv(10) == b""
+    os.close(directory)
+    assert there[0]("leave", "3").code == 3
+
+
+def test_who_asks_nothing_is_dropped_and_holds_up_nobody(
+    there: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "REQUEST_PATIENCE", 0.5)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(stranger(there)) for _ in range(30)]
+        assert there[0]("leave", "4").code == 4
+        assert ["no request came" in answer(one)[0] for one in silent] == [True] * 30
+
+
+def test_noise_after_the_request_is_no_signal_of_importance(there: Door) -> None:
+    directory = os.open("/", os.O_PATH)
+    null = os.open("/dev/null", os.O_RDWR)
+    with stranger(there) as connection:
+        request = wire.pack(wire.Request(wire.RUN, 0, [b"ignores"], []))[0]
+        send(connection, request, [null, null, null, directory])
+        eventually(lambda: there[1].seen, "the command runs")
+        for noise in (b"\0", b"\xff", b"\x1c", b"\x41" * 1000):
+            send(connection, noise, [directory])
+        assert there[0]("leave", "3").code == 3
+        there[1].left.set()
+        assert connection.recv(10) == wire.EXIT + b"\0"
+    os.close(directory)
+    os.close(null)
+
+
+def test_the_socket_is_for_root_and_the_group_alone(there: Door) -> None:
+    path = there[0].run_directory / "dockpy.sock"
+    assert path.stat().st_mode & 0o777 == 0o660
+    assert path.parent.stat().st_mode & 0o066 == 0
+    assert sorted(os.listdir(path.parent)) == ["dockpy.sock"]
+
+
+# -- real daemons ----------------------------------------------------------------------------------
+
+GATE = "echo before; while [ ! -e /go ]; do usleep 20000; done; echo after; exit 7"
+
+
+def end_daemon_of(client: Client, number: int = signal.SIGTERM) -> int:
+    """End the daemon that owns the client's root; its pid."""
+    pid = int((client.root / "lock").read_text())
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    eventually(lambda: not alive(pid), f"daemon {pid} ends")
+    return pid
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture
+def lonely(
+    _leaves_nothing: None, real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path
+) -> Iterator[Client]:
+    """A client without a daemon; one that it starts is ended afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="door-", dir=real_tmp))
+    client = Client(root, short_run())
+    yield client
+    if (root / "lock").exists():
+        client.remove_all()
+        end_daemon_of(client)
+    shutil.rmtree(root)
+    shutil.rmtree(client.run_directory, ignore_errors=True)
+
+
+def serving_lines(client: Client) -> list[str]:
+    log = (client.run_directory / "daemon.log").read_text()
+    return [line for line in log.splitlines() if " serves " in line]
+
+
+@pytest.mark.needs("overlay", "cgroups")
+def test_fifty_clients_at_once_start_one_daemon(lonely: Client) -> None:
+    clients = [
+        subprocess.Popen(
+            [*lonely.command, "ps", "-q"], env=lonely.environment, **SUBPROCESS_OPTIONS
+        )
+        for _ in range(50)
+    ]
+    ends = [(client.communicate(timeout=60), client.returncode) for client in clients]
+    assert ends == [((b"", b""), 0)] * 50
+    assert len(serving_lines(lonely)) == 1
+
+
+def test_a_daemon_that_cannot_start_is_told_in_one_line(
+    short_run: Callable[[], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    result = Client(tmp_path / "file" / "root", short_run())("ps")
+    assert result.code == 125
+    assert result.err.count("\n") == 1
+    assert "did not start" in result.err
+    assert "Not a directory" in result.err
+
+
+@pytest.mark.needs("overlay", "busybox", "cgroups")
+def test_a_client_outlives_its_daemon(lonely: Client, tiny_archive: Path) -> None:
+    lonely.ok("import", str(tiny_archive), "base")
+    with lonely.started("run", "--name", "gate", "base", "sh", "-c", GATE) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"before\n"
+        pid = int(lonely.field("gate", "{{.State.Pid}}"))
+        first = end_daemon_of(lonely, signal.SIGKILL)
+        eventually(lambda: len(serving_lines(lonely)) == 2, "the client starts another daemon")
+        Path(f"/proc/{pid}/root/go").touch()
+        assert client.stdout.read() == b"after\n"
+        assert client.wait(30) == 7
+    assert int((lonely.root / "lock").read_text()) != first
+
+
+@pytest.mark.needs("overlay", "busybox", "cgroups", "devpts")
+def test_a_terminal_outlives_its_daemon(lonely: Client, tiny_archive: Path) -> None:
+    lonely.ok("import", str(tiny_archive), "base")
+    with lonely.terminal("run", "--name", "shell", "-it", "base", "sh") as terminal:
+        terminal.expect("# ")
+        end_daemon_of(lonely, signal.SIGKILL)
+        eventually(lambda: len(serving_lines(lonely)) == 2, "the client starts another daemon")
+        terminal.type("echo $((6*7))\r")
+        terminal.expect("42\r\n")
+        terminal.resize(44, 133)
+        terminal.type("until [ \"$(stty size)\" = '44 133' ]; do usleep 20000; done; echo new $?\r")
+        terminal.expect("new 0\r\n")
+        terminal.type(b"\x10\x11")
+        assert terminal.wait() == 0
+        assert terminal.settings() == terminal.before
+    assert lonely.field("shell", "{{.State.Running}}") == "true"
+
+
+@pytest.mark.needs("overlay", "busybox", "cgroups")
+def test_a_daemon_ended_on_purpose_is_not_started_by_who_waits(own_daemon: Daemon) -> None:
+    dockpy = own_daemon.client
+    with dockpy.started("run", "--name", "gate", "base", "sh", "-c", GATE) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"before\n"
+        pid = int(dockpy.field("gate", "{{.State.Pid}}"))
+        assert own_daemon.stop() == 0
+        with pytest.raises(subprocess.TimeoutExpired):
+            client.wait(0.6)
+        assert not (dockpy.run_directory / "daemon.log").exists()
+        own_daemon.start()
+        Path(f"/proc/{pid}/root/go").touch()
+        assert client.stdout.read() == b"after\n"
+        assert client.wait(30) == 7
