@@ -61,12 +61,14 @@ def overlay(lowers: Sequence[Path], upper: Path, work: Path, *, volatile: bool) 
         )
     try:
         return _overlay_in_parts(lowers, upper, work, volatile)
-    except UnknownOption:
-        return overlay_in_one_page(lowers, upper, work, volatile=volatile)
-
-
-class UnknownOption(Exception):
-    """The kernel is older than Linux 6.7 and takes its lowers in one text only."""
+    except MountRefused as refusal:
+        # Linux before 6.7 takes its lowers in one text only; before 6.5 it does not say so
+        if refusal.errno != errno.EINVAL:
+            raise
+        try:
+            return overlay_in_one_page(lowers, upper, work, volatile=volatile)
+        except MountRefused as second:
+            raise (refusal if second.errno == errno.EINVAL else second) from None
 
 
 def _overlay_in_parts(lowers: Sequence[Path], upper: Path, work: Path, volatile: bool) -> int:
@@ -92,8 +94,6 @@ def _overlay_in_parts(lowers: Sequence[Path], upper: Path, work: Path, volatile:
             os.close(one)
     if tree >= 0:
         return tree
-    if err == errno.EINVAL and (not words or "'lowerdir+'" in words):
-        raise UnknownOption  # before Linux 6.5 without a word, and only when all options are there
     about = dict(enumerate((*lowers, upper, work), start=1)).get(index, upper)
     raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(about), words)
 
@@ -124,7 +124,7 @@ def overlay_in_one_page(lowers: Sequence[Path], upper: Path, work: Path, *, vola
         except KernelError as refusal:
             outcome.append(refusal)
         except OSError as error:
-            outcome.append(KernelError("open layer", error.errno or 0, error.filename))
+            outcome.append(MountRefused("open layer", error.errno or 0, error.filename))
         finally:
             for one in opened:
                 os.close(one)

@@ -44,6 +44,10 @@ def directories(place: Path, *names: str) -> list[Path]:
     return made
 
 
+def kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split(".")[:2])
+
+
 def text_of(root: int, path: str) -> str:
     with open(mounts.open_in_root(root, path, os.O_RDONLY)) as file:
         return file.read()
@@ -120,7 +124,9 @@ def test_a_refusal_carries_the_kernels_own_words(place: Path) -> None:
     (place / "file").touch()
     with pytest.raises(mounts.MountRefused) as caught:
         mounts.overlay([place / "file"], upper, work, volatile=True)
-    assert "is not a directory" in caught.value.words
+    if kernel() >= (6, 5):  # before, overlay wrote to the log of the host only
+        assert "is not a directory" in caught.value.words
+    assert caught.value.errno == errno.EINVAL
     assert caught.value.words in str(caught.value)
 
 
