@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from dockpy import _process, etcfiles
 from dockpy.assembly import Assembler, Site, Started
+from dockpy.capabilities import DEFAULT
 from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
 from dockpy.closing import LateCloser
 from dockpy.container import Container, Record
@@ -123,10 +124,12 @@ class Runtime:
             count = supervisors or len(os.sched_getaffinity(0))
             self._supervision = Supervision(self.run, self.root / "containers", count, self)
             undo.callback(self._supervision.close)
+            filters = FilterCache()
+            filters.get("default", DEFAULT)  # now, not in the first start
             self._assembler = Assembler(
                 self._supervision,
                 self.cgroups,
-                FilterCache(),
+                filters,
                 available_capabilities=own_capabilities(),
                 open_files=open_files,
                 log_root=CONTAINERS,
