@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,15 +23,19 @@ from dockpy.cgroups import Cgroup, CgroupTree, Limits
 from dockpy.devices import parse_device
 from dockpy.errors import RequestError, SupervisorLost
 from dockpy.model import Bind, Config
+from dockpy.namespaces import NamespacePool
 from dockpy.plan import Plan
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, environment
 from dockpy.signals import parse_signal
-from dockpy.start import BindMount, StartSpec, start_plan
+from dockpy.start import DEVICES, BindMount, StartSpec, start_plan
 from dockpy.supervision import Attachment, Run, StartRequest, Streams, Supervision
 from dockpy.ulimits import resource_number
 from dockpy.users import Identity, resolve
 
+OWN_DEVICES = frozenset(f"/dev/{name}" for name, _, _ in DEVICES) | {"/dev/console", "/dev/ptmx"}
+OWN_DIRECTORIES = ("/dev/pts/", "/dev/shm/", "/dev/mqueue/")
+"""What every container has of its own in /dev."""
 ATTEMPTS = 3
 """How often a start is tried when supervisors die under it."""
 
@@ -100,6 +104,7 @@ class Assembler:
         supervision: Supervision,
         cgroups: CgroupTree,
         filters: FilterCache,
+        namespaces: NamespacePool,
         *,
         available_capabilities: int,
         open_files: tuple[int, int],
@@ -108,6 +113,7 @@ class Assembler:
         self._supervision = supervision
         self._cgroups = cgroups
         self._filters = filters
+        self._namespaces = namespaces
         self._available = available_capabilities
         self._open_files = open_files
         self._log_root = log_root
@@ -213,7 +219,7 @@ class Assembler:
             stdout_slot=slot(theirs.stdout) if theirs.stdout >= 0 else None,
             stderr_slot=slot(theirs.stderr) if theirs.stderr >= 0 else None,
             cgroup_tasks_slots=tasks,
-            network=network(config.network_mode),
+            network=self._network(pile, config.network_mode, slot),
             capabilities=capabilities,
             seccomp=None
             if config.privileged and config.seccomp == "default"
@@ -226,7 +232,7 @@ class Assembler:
             binds=tuple(binds),
             tmpfs=tuple(config.tmpfs.items()),
             shm_size=config.shm_size,
-            devices=tuple(node for text in config.devices for node in parse_device(text).nodes()),
+            devices=device_nodes(config),
             init_slot=slot(self._init_program()) if config.init else None,
             mount_cgroup=self._cgroups.kind == "v2",
         )
@@ -244,6 +250,14 @@ class Assembler:
             ),
             stdin_once=config.stdin_once,
         )
+
+    def _network(
+        self, pile: Pile, mode: str, slot: Callable[[int], int]
+    ) -> Literal["none", "host"] | int:
+        """How the child gets its network: a namespace made ahead where there is one."""
+        kind = network(mode)
+        ready = self._namespaces.take() if kind == "none" else None
+        return kind if ready is None else slot(pile.add(ready))
 
     def _rlimits(self, config: Config) -> tuple[tuple[int, int, int], ...]:
         """The asked ones; open files otherwise as the engine found them, not as it raised them."""
@@ -349,6 +363,16 @@ def limits(config: Config) -> Limits:
         privileged=config.privileged,
         devices=config.devices,
     )
+
+
+def device_nodes(config: Config) -> tuple[tuple[str, str, int, int, int], ...]:
+    """Nodes to make in /dev: those asked for, and all of the host's for a privileged container."""
+    nodes = {node[0]: node for text in config.devices for node in parse_device(text).nodes()}
+    if config.privileged:
+        for node in parse_device("/dev").nodes():
+            if node[0] not in OWN_DEVICES and not node[0].startswith(OWN_DIRECTORIES):
+                nodes.setdefault(node[0], node)
+    return tuple(nodes.values())
 
 
 def network(mode: str) -> Literal["none", "host"]:

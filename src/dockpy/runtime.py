@@ -29,6 +29,7 @@ from dockpy.graph import Graph
 from dockpy.janitor import Janitor
 from dockpy.model import VERSION, Config, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
+from dockpy.namespaces import NamespacePool
 from dockpy.records import Flusher, Trash, read_json, set_aside, write
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, from_json, merge, to_json
@@ -126,10 +127,13 @@ class Runtime:
             undo.callback(self._supervision.close)
             filters = FilterCache()
             filters.get("default", DEFAULT)  # now, not in the first start
+            namespaces = NamespacePool()
+            undo.callback(namespaces.close)
             self._assembler = Assembler(
                 self._supervision,
                 self.cgroups,
                 filters,
+                namespaces,
                 available_capabilities=own_capabilities(),
                 open_files=open_files,
                 log_root=CONTAINERS,

@@ -25,7 +25,6 @@ Messages to the daemon:
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import select
@@ -47,15 +46,12 @@ from dockpy._copy import (
     Pump,
 )
 from dockpy.messages import receive, send
-from dockpy.spawn import StepFailed, spawn
+from dockpy.spawn import StepFailed, hold_mounts, spawn
 
 WORKERS = 4
 """Threads that spawn: each is stopped by its own vfork for the few milliseconds of a start."""
 CONTAINERS = "/containers"
 """Where the supervisor's private root shows the directory of containers."""
-
-_PIDFD_GET_MNT_NAMESPACE = 0xFF03
-_PIDFD_GET_NET_NAMESPACE = 0xFF04
 
 Streams = tuple[int, int, int, int]
 """Descriptors of stdin, stdout, stderr and the terminal's master; -1 for none."""
@@ -70,7 +66,8 @@ class Record:
     log: tuple[str, int, int]
     stdin_once: bool
     attachments: set[int] = field(default_factory=set)
-    namespaces: list[int] = field(default_factory=list)
+    mounts: int | None = None
+    """Keeps its mounts until the exit is written down: their slow end is then in nobody's way."""
     started: float = field(default_factory=time.time)
     status: int | None = None
     ended: float = 0.0
@@ -209,7 +206,7 @@ class Supervisor:
             self._tell(("failed", seq, failure.index, failure.errno))
             return
         record.pid = spawned.pid
-        record.namespaces = hold_namespaces(spawned.pidfd)
+        record.mounts = hold_mounts(spawned.pidfd)
         self._tell(("started", seq, key, spawned.pid), [spawned.pidfd])
         self._pump.watch(key, spawned.pidfd)
 
@@ -361,23 +358,8 @@ class Supervisor:
                 for attachment in record.attachments:
                     self._owner.pop(attachment, None)
         self._pump.remove(key)
-        for namespace in record.namespaces if record is not None else ():
-            os.close(namespace)
-
-
-def hold_namespaces(pidfd: int) -> list[int]:
-    """Descriptors of a container's mount and network namespaces, where the kernel gives them.
-
-    Held until the exit is written down, they move the namespaces' slow ends from the program's
-    exit, where everybody waits for them, to our `forget`. Source: ioctl_pidfd(2), Linux 6.11.
-    """
-    held = []
-    for request in (_PIDFD_GET_MNT_NAMESPACE, _PIDFD_GET_NET_NAMESPACE):
-        try:
-            held.append(fcntl.ioctl(pidfd, request, 0))
-        except OSError:
-            break
-    return held
+        if record is not None and record.mounts is not None:
+            os.close(record.mounts)
 
 
 def _take(descriptors: list[int], kept: set[int], ends: Streams) -> Streams:
