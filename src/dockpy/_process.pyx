@@ -8,6 +8,7 @@ cdef extern from "<sys/prctl.h>" nogil:
     enum:
         PR_SET_NAME
         PR_SET_DUMPABLE
+        PR_GET_CHILD_SUBREAPER
         PR_SET_CHILD_SUBREAPER
 
 cdef extern from "<sched.h>" nogil:
@@ -79,8 +80,14 @@ def set_undumpable():
     return errno if prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 else 0
 
 
-def set_child_subreaper():
-    return errno if prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 else 0
+def set_child_subreaper(bint on):
+    """Whether it was one before, and errno."""
+    cdef int before = 0
+    if prctl(PR_GET_CHILD_SUBREAPER, <unsigned long> &before, 0, 0, 0) != 0:
+        return False, errno
+    if prctl(PR_SET_CHILD_SUBREAPER, on, 0, 0, 0) != 0:
+        return bool(before), errno
+    return bool(before), 0
 
 
 def try_enter_private_root(bytes source not None, bytes name not None):

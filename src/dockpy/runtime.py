@@ -78,8 +78,8 @@ class Runtime:
 
     `root` holds images and containers, `run` (a tmpfs) sockets and what need not survive a reboot.
     `supervisors`: how many processes parent the containers, one per core by default. Raises Locked
-    when another engine owns `root`. Makes the calling process a child subreaper (prctl(2)), so that
-    containers of a killed supervisor stay ours. Thread-safe.
+    when another engine owns `root`. The calling process is a child subreaper (prctl(2)) until `close`, so
+    that containers of a killed supervisor stay ours. Thread-safe.
     """
 
     def __init__(
@@ -107,7 +107,10 @@ class Runtime:
             open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_files[1], open_files[1]))
             undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, open_files)
-            _process.set_child_subreaper()
+            before, err = _process.set_child_subreaper(True)
+            if err:
+                raise KernelError("become child subreaper", err)
+            undo.callback(_process.set_child_subreaper, before)
             self._flusher = Flusher()
             undo.callback(self._flusher.close)
             self._trash = Trash(self.root)
