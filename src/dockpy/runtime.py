@@ -78,8 +78,8 @@ class Runtime:
 
     `root` holds images and containers, `run` (a tmpfs) sockets and what need not survive a reboot.
     `supervisors`: how many processes parent the containers, one per core by default. Raises Locked
-    when another engine owns `root`. The calling process is a child subreaper (prctl(2)) until `close`, so
-    that containers of a killed supervisor stay ours. Thread-safe.
+    when another engine owns `root`. The calling process is a child subreaper (prctl(2)) until
+    `close`, so that containers of a killed supervisor stay ours. Thread-safe.
     """
 
     def __init__(
