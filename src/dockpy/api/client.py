@@ -224,14 +224,17 @@ class Client:
                 words = words[posix.write(spilled, words) :]
         connection = self.connect()
         rights = b"".join([one.to_bytes(4, sys.byteorder) for one in descriptors])
+        # The request goes first, and a signal that comes just after it is not lost.
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, RELAYED)
         try:  # noqa: SIM105
             connection.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         except OSError:
             pass  # the daemon died this moment: `next` finds out
+        self.listen(connection)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
         for descriptor in descriptors[3:]:
             if descriptor:
                 posix.close(descriptor)
-        self.listen(connection)
 
     def next(self) -> bytes:
         """The daemon's next packet; b"" when it is gone."""

@@ -565,12 +565,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             server.serve()
         finally:
-            quiet = server.close()
+            server.close()
             runtime.close()
     log.info("dockpy ends; containers go on")
     logging.shutdown()
-    if not quiet:
-        os._exit(0)  # threads that stay with containers would hold us
+    os._exit(0)  # threads that stay with containers neither hold us nor see the interpreter end
 
 
 def refuse(error: Exception, status: int) -> NoReturn:
