@@ -89,6 +89,7 @@ def podman(directory: Path) -> list[str] | None:
     return [
         program,
         "--cgroup-manager=cgroupfs",
+        *(["--runtime", "runc"] if shutil.which("runc") else []),  # crun refuses hybrid hosts
         *("--root", str(directory / "podman-data")),
         *("--runroot", str(directory / "podman-run")),
     ]
