@@ -31,7 +31,9 @@ SIGCONT = 18
 RELAYED = (1, 2, 3, 10, 12, 14, 15, 16, SIGCONT, 24, 25, 26, 27, 28, 29, 30, *range(34, 65))
 """All but those that tell of this process's own faults, of its terminal, children and pipes."""
 INSISTENT = 3
-"""So many deadly signals end a client whose command does not answer them."""
+INSISTING = 0.5
+"""So many deadly signals end a client whose command does not answer them, when the last comes so
+many seconds after the first: a burst can be quicker than what the daemon has just told us."""
 PATIENCE = bytes(8) + (200_000).to_bytes(8, sys.byteorder)
 """A timeval: 0.2 s for a signal to find room in the connection."""
 NEXT_DAEMON = 0.2
@@ -138,10 +140,13 @@ def run_directory(root: str) -> str:
     """As dockpy.runtime.run_directory has it."""
     if root == DEFAULT_ROOT:
         return DEFAULT_RUN
-    try:
-        from _sha256 import sha256  # type: ignore[import-not-found]  # no OpenSSL
+    try:  # the interpreter's own, without OpenSSL: of 3.11, of later ones
+        from _sha256 import sha256  # type: ignore[import-not-found]
     except ImportError:
-        from hashlib import sha256
+        try:
+            from _sha2 import sha256  # type: ignore[import-not-found]
+        except ImportError:
+            from hashlib import sha256
     return f"/run/dockpy-{sha256(encode(root)).hexdigest()[:12]}"
 
 
@@ -175,7 +180,8 @@ class Client:
         self.resumption = b""
         """What a successor needs to go on with the container in the foreground."""
         self.closing = False
-        self.insisted = 0
+        self.insisted: list[float] = []
+        """When the deadly signals came that no container was there for."""
         self.missed: list[int] = []
         """Signals that came while there was no daemon."""
         self.keys_to = -1
@@ -226,10 +232,12 @@ class Client:
         rights = b"".join([one.to_bytes(4, sys.byteorder) for one in descriptors])
         # The request goes first, and a signal that comes just after it is not lost.
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, RELAYED)
-        try:  # noqa: SIM105
+        try:
             connection.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon died this moment: `next` finds out
+        except OSError as error:
+            raise Leave(ENGINE_ERROR, f"cannot send the request: {error.strerror}") from None
         self.listen(connection)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
         for descriptor in descriptors[3:]:
@@ -290,7 +298,8 @@ class Client:
         from dockpy.api.launch import CannotLaunch, launch
 
         try:
-            return launch(self.run, daemon_command(self.root, self.run), lambda: reach(path))
+            command = daemon_command(self.root, self.run)
+            return launch(self.root, self.run, command, lambda: reach(path))
         except CannotLaunch as error:
             raise Leave(ENGINE_ERROR, str(error)) from None
 
@@ -353,8 +362,10 @@ class Client:
                 raise Leave(128 + number)
             self.missed.append(number)
         elif deadly and not self.resumption:
-            self.insisted += 1
-            if self.insisted >= INSISTENT:
+            from time import monotonic
+
+            self.insisted.append(monotonic())
+            if len(self.insisted) >= INSISTENT and self.insisted[-1] - self.insisted[0] > INSISTING:
                 raise Leave(128 + number)
 
     # -- the terminal --------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """The daemon: answers clients on a Unix socket, each command in a thread of its own.
 
 One thread (the one that calls `serve`) accepts clients and reads what they send: requests, signals,
-their end. It never blocks: a packet of a SEQPACKET socket comes whole or not at all. A client's
-packets are hostile until read: sizes and counts are bounded, whoever connects and asks nothing is
-dropped, descriptors are closed whatever comes of them. Who may connect is decided by the socket's
+their end. It never blocks: a packet of a SEQPACKET socket comes whole or not at all, and what is in
+it, and the descriptors with it, the command's own thread looks at. A client's packets are hostile
+until read: sizes and counts are bounded, whoever connects and asks nothing is dropped, descriptors
+are closed whatever comes of them. Who may connect is decided by the socket's
 mode and group and asked of the kernel again (SO_PEERCRED, SO_PEERGROUPS, unix(7)); what files a
 command opens for its client, by the client's own rights (cli/session).
 """
@@ -52,6 +53,8 @@ CLOSING_PATIENCE = 3.0
 STACK = 512 << 10
 ENGINE_ERROR = 125
 LOCKED = 1
+_RELAYED = frozenset(range(1, signal.SIGRTMAX + 1)) - {signal.SIGKILL, signal.SIGSTOP}
+"""What a process can be told and pass on. A kill is a command of its own, and waits for the end."""
 _SO_PEERGROUPS = 59
 _CREDENTIALS = struct.Struct("iII")
 _ROOM = socket.CMSG_SPACE(wire.DESCRIPTOR_LIMIT * 4)
@@ -159,12 +162,10 @@ class Server:
             self._silent[client] = None
         self._epoll.register(connection.fileno(), select.EPOLLIN)
 
-    def begin(self, client: Client, request: wire.Request, descriptors: list[int]) -> None:
+    def begin(self, client: Client, packet: bytes, descriptors: list[int]) -> None:
         """Run what a client asks, in a thread of its own, which then owns the descriptors."""
         try:
-            self._workers.run(
-                lambda: client.work(request, descriptors, self._engine, self._handler)
-            )
+            self._workers.run(lambda: client.work(packet, descriptors, self._engine, self._handler))
         except RuntimeError:
             close_all(descriptors)
             client.refuse("the daemon cannot start another thread; try again later")
@@ -256,13 +257,7 @@ class Client:
         else:
             self.asked = True
             self._server.heard(self)
-            try:
-                request = read_request(packet, descriptors)
-            except (wire.WireError, OSError) as error:
-                close_all(descriptors)
-                self.refuse(str(error))
-                return
-            self._server.begin(self, request, descriptors)
+            self._server.begin(self, packet, descriptors)
 
     def _hang_up(self) -> None:
         with self._lock:
@@ -284,15 +279,19 @@ class Client:
             rows, columns = window_size(self._terminal)
             if rows and columns:
                 session.events.resize(rows, columns)
-        elif 0 < number <= signal.SIGRTMAX:
+        elif number in _RELAYED:
             session.events.signal(number)
 
     # -- the command's thread --------------------------------------------------------------------
 
-    def work(
-        self, request: wire.Request, descriptors: list[int], engine: Engine, handler: Handler
-    ) -> None:
+    def work(self, packet: bytes, descriptors: list[int], engine: Engine, handler: Handler) -> None:
         """Run the command to its end, and tell the client. Closes the descriptors."""
+        try:
+            request = read_request(packet, descriptors)
+        except (wire.WireError, OSError) as error:
+            close_all(descriptors)
+            self.refuse(str(error))
+            return
         try:
             with self._served(request, descriptors, engine) as session:
                 if request.kind == wire.RUN:
@@ -548,6 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         format="%(asctime)s %(levelname)s %(message)s",
     )
     run = Path(options.run) if options.run else run_directory(Path(options.root))
+    own_signals()
     try:
         runtime = Runtime(options.root, run=run, supervisors=options.supervisors)
     except Locked as error:
@@ -576,6 +576,12 @@ def refuse(error: Exception, status: int) -> NoReturn:
     """One line, and the end."""
     sys.stderr.write(f"dockpy: {' '.join(str(error).splitlines())}\n")
     sys.exit(status)
+
+
+def own_signals() -> None:
+    """Undo what a process inherits: blocked signals, and children whose ends are not told."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Starts the daemon for a client that found none: one daemon, however many clients ask at once.
 
 Loaded in the client, and only then. Clients take turns by a lock in the run directory; who gets it
-looks for a daemon again before it starts one. The daemon leads a session of its own, without the
-caller's terminal, directory, and most of its environment.
+looks for a daemon again before it starts one. While the root has an owner none is started: that one
+is coming up, or going, and a daemon that we start beside it would take over when the owner is ended
+on purpose. The daemon leads a session of its own, without the caller's terminal, directory, and
+most of its environment.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -32,8 +35,10 @@ class CannotLaunch(Exception):
     """No daemon came up; the text is one line for the user."""
 
 
-def launch(run: str, command: Sequence[str], reach: Callable[[], Connection]) -> Connection:
-    """What `reach` gives once a daemon answers; `command` starts one.
+def launch(
+    root: str, run: str, command: Sequence[str], reach: Callable[[], Connection]
+) -> Connection:
+    """What `reach` gives once a daemon of `root` answers; `command` starts one.
 
     `reach` raises OSError while there is none. Blocks at most TURN and PATIENCE seconds.
     Raises CannotLaunch.
@@ -45,7 +50,7 @@ def launch(run: str, command: Sequence[str], reach: Callable[[], Connection]) ->
         raise CannotLaunch(f"cannot use the run directory {run}: {error.strerror}") from error
     try:
         connection = await_turn(lock, reach)
-        return start(run, command, reach) if connection is None else connection
+        return start(root, run, command, reach) if connection is None else connection
     finally:
         os.close(lock)
 
@@ -68,10 +73,21 @@ def await_turn(lock: int, reach: Callable[[], Connection]) -> Connection | None:
         time.sleep(0.02)
 
 
-def start(run: str, command: Sequence[str], reach: Callable[[], Connection]) -> Connection:
+def start(
+    root: str, run: str, command: Sequence[str], reach: Callable[[], Connection]
+) -> Connection:
     """Start daemons until one answers, its root is not just being let go of, or time is up."""
     deadline = time.monotonic() + PATIENCE
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the daemon's status
     while True:
+        while (pid := owner(f"{root}/lock")) and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                return reach()
+            time.sleep(0.01)
+        if pid:
+            raise CannotLaunch(
+                f"the engine with pid {pid} owns {root} and does not answer at {run}"
+            )
         log = open_log(f"{run}/daemon.log")
         try:
             begin = os.fstat(log).st_size
@@ -92,6 +108,25 @@ def start(run: str, command: Sequence[str], reach: Callable[[], Connection]) -> 
             why = why or f"it ended with {status}"
             raise CannotLaunch(f"the daemon did not start: {why}; {run}/daemon.log says more")
         time.sleep(0.1)
+
+
+def owner(lock: str) -> int:
+    """The pid of the process that holds an engine's lock; 0 when nobody does, or none can tell.
+
+    Asked of /proc/locks (proc_locks(5)): to try the lock would refuse a daemon that comes up now.
+    """
+    try:
+        found = os.stat(lock)
+        with open("/proc/locks") as locks:
+            lines = locks.read().splitlines()
+    except OSError:
+        return 0
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    for line in lines:
+        match line.split():
+            case [_, "FLOCK", _, "WRITE", pid, place, _, _] if place == device:
+                return int(pid)
+    return 0
 
 
 def open_log(path: str) -> int:
