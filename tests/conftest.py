@@ -20,6 +20,7 @@ import pytest
 
 import leftovers
 from needs import PROBES, Needs, debian_root_path, docker_profile_path, real_directory
+from patience import patient
 from roots import make_tiny_root, pack
 
 if TYPE_CHECKING:
@@ -180,8 +181,7 @@ def module_engine(
         first = runtime.create(Config(image="base", cmd=("/bin/true",)))
         first.run()
         runtime.destroy(first)
-        for _ in range(500):
-            if not os.listdir(runtime.root / "containers"):
-                break
+        deadline = time.monotonic() + patient(5)
+        while os.listdir(runtime.root / "containers") and time.monotonic() < deadline:
             time.sleep(0.01)
         yield runtime

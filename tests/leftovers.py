@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-GRACE = 8.0
+from patience import patient
+
+GRACE = patient(8.0)
 """Seconds for the engine's background clean-up and the kernel's deferred one."""
 STEP = 0.05
 

@@ -14,11 +14,12 @@ from dockpy import mounts
 from dockpy.plan import Plan
 from dockpy.spawn import Spawned, StepFailed, spawn
 from dockpy.start import StartSpec, start_plan
+from patience import patient
 
 DEFAULT_CAPABILITIES = 0xA00405FB
 """Some set that every machine can give, capabilities(7)."""
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-LONG = 20.0
+LONG = patient(20.0)
 """Seconds after which a test gives up: a hang, not a measurement."""
 
 BARE = StartSpec(

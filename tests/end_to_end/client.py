@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dockpy.runtime import cgroup_name
+from patience import patient
 
-SECONDS = 60.0
+SECONDS = patient(60.0)
 """How long any one command may take; a test that needs it all is broken anyway."""
 HEX_ID = re.compile(r"/[0-9a-f]{64}$")
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -56,8 +57,8 @@ def client_command() -> list[str]:
 
 
 def eventually(check: Callable[[], object], what: str, seconds: float = 20.0) -> None:
-    """Wait until `check` is true; fails with `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Wait until `check` is true; fails with `what` after (patient) `seconds`."""
+    deadline = time.monotonic() + patient(seconds)
     while not check():
         assert time.monotonic() < deadline, f"{what}: still not so after {seconds:.0f} s"
         time.sleep(0.02)
@@ -210,7 +211,7 @@ class Terminal:
     def expect(self, text: str, seconds: float = 20.0) -> str:
         """Read until `text` has come; what came before it. Fails naming what was seen."""
         wanted = text.encode()
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patient(seconds)
         while wanted not in self.seen:
             ready, _, _ = select.select([self.master], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"{text!r} did not come; seen: {self.seen!r}"
@@ -220,7 +221,7 @@ class Terminal:
 
     def wait(self, seconds: float = 20.0) -> int:
         """The client's exit code; reads what it still writes."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patient(seconds)
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"still running; seen: {self.seen!r}"
             ready, _, _ = select.select([self.master], [], [], 0.02)

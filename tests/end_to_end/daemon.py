@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from end_to_end.client import Client, eventually
+from patience import patient
 
 
 class Daemon:
@@ -45,7 +46,7 @@ class Daemon:
         """End it with a signal; its wait status as Popen tells it."""
         assert self.process is not None
         self.process.send_signal(number)
-        code = self.process.wait(30)
+        code = self.process.wait(patient(30))
         self.process = None
         return code
 

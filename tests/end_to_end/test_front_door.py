@@ -25,9 +25,12 @@ from dockpy.api import wire
 from dockpy.cli.session import Session
 from end_to_end.client import Client, Terminal, eventually
 from end_to_end.daemon import Daemon
+from patience import patient
 
 pytestmark = pytest.mark.needs("root")
 
+LONG = patient(30)
+"""Seconds after which a test calls it a hang."""
 SUBPROCESS_OPTIONS: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
 
@@ -74,19 +77,19 @@ class Commands:
         session.staying_with("a container's id", True, -1)
         with session.events.listening(signal=take):
             session.write("ready\n")
-            assert done.wait(30)
+            assert done.wait(LONG)
         return 0
 
     def ignores(self, session: Session) -> int:
         session.events.let_go()
         session.write("ready\n")
-        assert self.left.wait(30)
+        assert self.left.wait(LONG)
         return 0
 
     def until_gone(self, session: Session) -> int:
         with session.events.listening(hang_up=self.left.set):
             session.write("ready\n")
-            assert self.left.wait(30)
+            assert self.left.wait(LONG)
         return 0
 
     def raw(self, session: Session) -> int:
@@ -107,11 +110,11 @@ class Commands:
 
         with session.events.listening(resize=resize):
             session.write("first {} {}\n".format(*session.window))
-            assert told.wait(30)
+            assert told.wait(LONG)
         return 0
 
     def says_nothing(self, session: Session) -> int:
-        assert self.left.wait(30)
+        assert self.left.wait(LONG)
         return 0
 
 
@@ -128,7 +131,7 @@ def served(run: Path) -> Iterator[tuple[Client, Commands, door.Server]]:
     finally:
         commands.left.set()
         server.stop()
-        thread.join(30)
+        thread.join(LONG)
         server.close()
 
 
@@ -173,7 +176,7 @@ def test_closed_streams_are_no_problem(there: Door, closed: str) -> None:
         input=b"in",
         capture_output=True,
         env=client.environment,
-        timeout=30,
+        timeout=LONG,
         check=False,
     )
     assert done.returncode == 0
@@ -204,7 +207,7 @@ def test_every_signal_reaches_the_command_in_order(there: Door) -> None:
             client.send_signal(41)  # a real-time signal: none is merged into another
         client.send_signal(40)
         told = client.stdout.read().split()
-        assert (sorted(told), client.wait(30)) == ([b"40"] + [b"41"] * len(told[1:]), 0)
+        assert (sorted(told), client.wait(LONG)) == ([b"40"] + [b"41"] * len(told[1:]), 0)
 
 
 def test_a_deadly_signal_ends_the_client_of_a_command_that_goes_on(there: Door) -> None:
@@ -212,7 +215,7 @@ def test_a_deadly_signal_ends_the_client_of_a_command_that_goes_on(there: Door) 
         assert client.stdout is not None
         assert client.stdout.readline() == b"ready\n"
         client.send_signal(signal.SIGTERM)
-        assert client.wait(30) == 143
+        assert client.wait(LONG) == 143
     assert not there[1].left.is_set()
 
 
@@ -224,7 +227,7 @@ def test_a_command_that_does_not_answer_is_left_at_the_third_signal(there: Door)
             client.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 client.wait(0.3)
-        assert client.wait(30) == 130
+        assert client.wait(LONG) == 130
 
 
 def test_a_killed_clients_end_is_told(there: Door) -> None:
@@ -232,7 +235,7 @@ def test_a_killed_clients_end_is_told(there: Door) -> None:
         assert client.stdout is not None
         assert client.stdout.readline() == b"ready\n"
         client.kill()
-    assert there[1].left.wait(30)
+    assert there[1].left.wait(LONG)
 
 
 # -- terminals -------------------------------------------------------------------------------------
@@ -297,7 +300,7 @@ def test_a_new_window_size_is_told(there: Door) -> None:
 def stranger(there: Door) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(str(there[0].run_directory / "dockpy.sock"))
-        connection.settimeout(30)
+        connection.settimeout(LONG)
         yield connection
 
 
@@ -440,7 +443,7 @@ def test_fifty_clients_at_once_start_one_daemon(lonely: Client) -> None:
         )
         for _ in range(50)
     ]
-    ends = [(client.communicate(timeout=60), client.returncode) for client in clients]
+    ends = [(client.communicate(timeout=2 * LONG), client.returncode) for client in clients]
     assert ends == [((b"", b""), 0)] * 50
     assert len(serving_lines(lonely)) == 1
 
@@ -467,7 +470,7 @@ def test_a_client_outlives_its_daemon(lonely: Client, tiny_archive: Path) -> Non
         eventually(lambda: len(serving_lines(lonely)) == 2, "the client starts another daemon")
         Path(f"/proc/{pid}/root/go").touch()
         assert client.stdout.read() == b"after\n"
-        assert client.wait(30) == 7
+        assert client.wait(LONG) == 7
     assert int((lonely.root / "lock").read_text()) != first
 
 
@@ -503,4 +506,4 @@ def test_a_daemon_ended_on_purpose_is_not_started_by_who_waits(own_daemon: Daemo
         own_daemon.start()
         Path(f"/proc/{pid}/root/go").touch()
         assert client.stdout.read() == b"after\n"
-        assert client.wait(30) == 7
+        assert client.wait(LONG) == 7

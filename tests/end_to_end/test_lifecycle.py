@@ -9,6 +9,7 @@ import time
 import pytest
 
 from end_to_end.client import Client, eventually
+from patience import patient
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
@@ -194,7 +195,7 @@ def test_logs_f_follows_to_the_end_and_leaves(dockpy: Client) -> None:
         assert follower.stdout is not None
         assert follower.stdout.readline() == b"early\n"
         dockpy("attach", job, input="middle\n")
-        rest, _ = follower.communicate(timeout=20)
+        rest, _ = follower.communicate(timeout=patient(20))
     assert rest == b"middle\nlate\n"
     assert follower.returncode == 0
 
@@ -205,7 +206,7 @@ def test_logs_f_can_be_interrupted_and_the_container_goes_on(dockpy: Client) -> 
         assert follower.stdout is not None
         assert follower.stdout.readline() == b"Hello world\n"
         follower.send_signal(signal.SIGINT)
-        follower.communicate(timeout=20)
+        follower.communicate(timeout=patient(20))
     assert dockpy.field(job, "{{.State.Running}}") == "true"
 
 
@@ -217,7 +218,7 @@ def test_signals_to_the_client_reach_the_program(dockpy: Client, number: signal.
         assert client.stdout is not None
         assert client.stdout.readline() == b"ready\n"
         client.send_signal(number)
-        rest, _ = client.communicate(timeout=20)
+        rest, _ = client.communicate(timeout=patient(20))
     assert (client.returncode, rest) == (9, f"got {name}\n".encode())
 
 
@@ -236,7 +237,7 @@ def test_without_sig_proxy_the_program_does_not_notice(dockpy: Client) -> None:
         assert client.stdout is not None
         assert client.stdout.readline() == b"ready\n"
         client.send_signal(signal.SIGTERM)
-        client.communicate(timeout=20)
+        client.communicate(timeout=patient(20))
     assert dockpy.field("deaf", "{{.State.Running}}") == "true"
 
 

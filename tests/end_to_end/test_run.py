@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from end_to_end.client import Client
+from patience import patient
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
@@ -86,7 +87,7 @@ def test_a_reader_that_leaves_early_does_not_hang_anything(dockpy: Client) -> No
         assert client.stdout is not None
         assert client.stdout.read(2) == b"y\n"
         client.stdout.close()
-        client.wait(20)
+        client.wait(patient(20))
     dockpy.remove_all()
     assert dockpy("run", "--rm", "base", "echo", "next").out == "next\n"
 
@@ -200,7 +201,9 @@ def test_twenty_runs_at_once_each_get_their_own_output(dockpy: Client) -> None:
             )
             for number in range(20)
         ]
-        ends = [(client.communicate(timeout=60)[0], client.returncode) for client in clients]
+        ends = [
+            (client.communicate(timeout=patient(60))[0], client.returncode) for client in clients
+        ]
     assert ends == [(f"n{number}\n".encode(), number) for number in range(20)]
     assert dockpy.ids() == []
 
@@ -238,7 +241,7 @@ def test_closed_descriptors_of_the_client_are_no_problem(
         ["/bin/sh", "-c", command, "sh", *argv],
         capture_output=True,
         env=dockpy.environment,
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
     assert done.returncode == 5

@@ -16,6 +16,7 @@ import pytest
 
 from dockpy import Bind, Config
 from dockpy.errors import DockpyError
+from patience import patient
 from roots import pack
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def test_an_entrypoint_that_is_the_engines_own_program_cannot_change_a_host_file
         try:
             with contextlib.suppress(DockpyError):
                 container.start()
-                assert container.wait(30) != 0
+                assert container.wait(patient(30)) != 0
         finally:
             engine.destroy(container, force=True)
     assert digest(interpreter) == before
@@ -142,7 +143,7 @@ def test_links_of_an_image_never_lead_a_mount_to_the_host(
     try:
         with contextlib.suppress(DockpyError):  # refused is as good
             container.start()
-            container.wait(30)
+            container.wait(patient(30))
     finally:
         engine.destroy(container, force=True)
     assert os.listdir(escape) == ["file"]

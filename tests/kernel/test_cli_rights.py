@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dockpy.cli.rights import open_as, rights_of
+from patience import patient
 
 USER, GROUP, CREW = 64123, 64124, 64125
 
@@ -75,15 +76,15 @@ class TestRights:
 
         def observe() -> None:
             ready.set()
-            go.wait(10)
+            go.wait(patient(10))
             during.extend(status_ids())
 
         thread = threading.Thread(target=observe)
         thread.start()
-        ready.wait(10)
+        ready.wait(patient(10))
         with rights_of(USER, GROUP, ()):
             inside = status_ids()
             go.set()
-            thread.join(10)
+            thread.join(patient(10))
         assert during == before
         assert inside != before

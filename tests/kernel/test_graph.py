@@ -31,6 +31,7 @@ from dockpy.image_config import ImageConfig, chain_ids
 from dockpy.model import Config, Image
 from dockpy.records import TEMPORARY, Flusher, Trash
 from dockpy.tags import TagStore
+from patience import patient
 from reference.tarblocks import END, file, header
 
 pytestmark = pytest.mark.needs("root")
@@ -133,7 +134,7 @@ def test_equal_layers_are_kept_once_and_removed_with_their_last_image(store: Sto
     assert (store.graph.lower_directories(two)[0] / "f").exists()
     store.graph.delete(two.id[:12])
     assert store.layer_names() == store.image_names() == []
-    assert store.trash.wait(10)
+    assert store.trash.wait(patient(10))
     assert os.listdir(store.root / "trash") == []
     with pytest.raises(NoSuchImage):
         store.graph.delete(one.id)
@@ -203,7 +204,7 @@ def test_a_failed_import_leaves_nothing(data: bytes, store: Store) -> None:
     with pytest.raises(UsageError):
         store.graph.import_archive(tar(b"x"), config=Config(env=("\udcff",)))
     assert store.layer_names() == store.image_names() == []
-    assert store.trash.wait(10)
+    assert store.trash.wait(patient(10))
     assert os.listdir(store.root / "trash") == []
 
 
@@ -391,7 +392,7 @@ def test_a_kill_at_any_persisted_step_loses_no_image(step: int, tmp_path: Path) 
     assert not any(name.startswith(TEMPORARY) for name in after.image_names())
     assert after.graph.check() == []
     after.trash.sweep()
-    assert after.trash.wait(10)
+    assert after.trash.wait(patient(10))
     assert not (tmp_path / "trash").exists() or os.listdir(tmp_path / "trash") == []
     after.close()
 

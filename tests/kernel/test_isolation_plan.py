@@ -30,6 +30,7 @@ from dockpy.errors import (
 )
 from dockpy.plan import Plan
 from dockpy.start import MASKED_PATHS, NAMESPACES, READ_ONLY_PATHS, BindMount
+from patience import patient
 from starts import BARE, DEFAULT_CAPABILITIES, Starts, read_until, spawn_plan
 
 pytestmark = pytest.mark.needs("root", "overlay", "mount_api", "openat2", "netns")
@@ -561,7 +562,7 @@ def test_a_terminal_is_controlling_and_has_job_control(starts: Starts) -> None:
     os.write(master, b"sleep 1000\n")
     text += read_until(master, "sleep 1000")
     # once the sleep has the terminal for a group of its own, ^C ends it and not the shell
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while os.tcgetpgrp(master) == child.pid:
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -25,6 +25,7 @@ from dockpy._copy import (
     Pump,
 )
 from dockpy.stdio import as_foreign_input, as_foreign_output
+from patience import patient
 
 NONE = {"stdin": -1, "stdout": -1, "stderr": -1, "tty": -1}
 QUIET = {"log_path": b"", "log_max_size": 0, "log_max_file": 1, "stdin_once": False}
@@ -49,7 +50,7 @@ class Running:
 
     def wait_for(self, kind: int, subject: int, timeout: float = 10.0) -> int:
         """The value of the event; other events are remembered."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patient(timeout)
         while True:
             for one in self.seen:
                 if one[:2] == (kind, subject):
@@ -128,7 +129,7 @@ def test_death_by_signal_is_told_as_the_signal(running: Running) -> None:
 def test_prompt_without_newline_is_logged_at_once(running: Running, tmp_path: Path) -> None:
     log = tmp_path / "log"
     running.start(1, ["/bin/sh", "-c", "printf 'name? '; read x"], log, stdin=True)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patient(5)
     while not log.exists() or not log.stat().st_size:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -327,7 +328,7 @@ def test_full_disk_tells_the_gap_and_other_containers_go_on(tmp_path: Path) -> N
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
     assert done.returncode == 0, done.stderr

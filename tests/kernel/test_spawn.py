@@ -22,6 +22,7 @@ from dockpy.errors import CommandNotFound
 from dockpy.plan import Plan
 from dockpy.spawn import StepFailed, hold_mounts, network_namespace, spawn
 from dockpy.start import start_plan
+from patience import patient
 from starts import BARE, Starts
 
 pytestmark = pytest.mark.needs("root", "overlay", "mount_api", "openat2", "pidfd")
@@ -76,7 +77,7 @@ def test_many_threads_spawn_at_once_and_each_has_its_own_child(starts: Starts) -
 
     def one(number: int) -> int:
         if number < workers:
-            started.wait(10)
+            started.wait(patient(10))
         script = f"test $(hostname) = h{number} && exit {number}"
         plan = plan_of("/bin/sh", "-c", script, hostname=f"h{number}")
         if number % 5 == 4:  # some fail, in the midst of others that do not
@@ -114,7 +115,7 @@ def test_other_threads_run_while_one_spawns(starts: Starts) -> None:
     time.sleep(0.05)
     assert thread.is_alive()
     assert os.read(reader, 65536)  # this thread still runs, and lets the other one go on
-    thread.join(10)
+    thread.join(patient(10))
     os.close(reader)
     os.close(writer)
     assert codes == [0]
