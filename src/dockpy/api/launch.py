@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-PATIENCE = 10.0
-"""Seconds a daemon may take until it answers."""
-TURN = 25.0
+PATIENCE = 30.0
+"""Seconds a daemon may take until it answers: a cold disk and a slow machine need more than ten."""
+TURN = 45.0
 """Seconds a client waits for its turn: more than one other may need."""
 LOCKED = 1
 """Exit status of a daemon whose root belongs to another engine: perhaps one that is just ending."""
