@@ -7,9 +7,12 @@ nothing is looked up by name inside the container's root except through `mounts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from dockpy._process import close_all
 from dockpy.capabilities import mask as capability_mask
 from dockpy.cgroups import Cgroup, CgroupTree, Limits
 from dockpy.devices import parse_device
-from dockpy.errors import RequestError, SupervisorLost
+from dockpy.errors import KernelError, RequestError, SupervisorLost
 from dockpy.model import Bind, Config
 from dockpy.namespaces import NamespacePool
 from dockpy.plan import Plan
@@ -36,6 +39,7 @@ from dockpy.users import Identity, resolve
 OWN_DEVICES = frozenset(f"/dev/{name}" for name, _, _ in DEVICES) | {"/dev/console", "/dev/ptmx"}
 OWN_DIRECTORIES = ("/dev/pts/", "/dev/shm/", "/dev/mqueue/")
 """What every container has of its own in /dev."""
+LOG = "container.log"
 ATTEMPTS = 3
 """How often a start is tried when supervisors die under it."""
 
@@ -118,16 +122,21 @@ class Assembler:
         self._open_files = open_files
         self._log_root = log_root
         self._init = -1
+        self._lock = threading.Lock()
 
     def start(self, site: Site, attach: Sequence[Streams]) -> Started:
-        """Start one container. On any error nothing is left: no mount, cgroup or descriptor."""
-        for attempt in range(1, ATTEMPTS + 1):
+        """Start one container. On any error nothing is left: no mount, cgroup or descriptor.
+
+        When the supervisor dies on the way, whatever it had started is killed and undone as far as
+        it is ours, and the start is tried again.
+        """
+        logged = log_size(site)
+        for _ in range(ATTEMPTS - 1):
             try:
                 return self._start(site, attach)
             except SupervisorLost:
-                if attempt == ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
+                undo(site, logged)
+        return self._start(site, attach)
 
     def check(self, config: Config) -> None:
         """Refuse a configuration that no start could carry out, before anything is made."""
@@ -170,11 +179,13 @@ class Assembler:
                 plan, request = self._prepare(pile, site, root, identity, cgroup)
                 outcome, attachments = self._supervision.start(request, attach)
             except BaseException:
-                cgroup.kill()
-                cgroup.remove()
+                with contextlib.suppress(KernelError):  # the first error is the one to tell
+                    cgroup.kill()
+                    cgroup.remove()
                 raise
             if isinstance(outcome, tuple):
-                cgroup.remove()
+                with contextlib.suppress(KernelError):
+                    cgroup.remove()
                 raise plan.error(*outcome)
             return Started(outcome, attachments, cgroup, pile.take(root), identity)
 
@@ -244,7 +255,7 @@ class Assembler:
             streams=ours,
             cgroup=cgroup_directory,
             log=(
-                f"{self._log_root}/{site.id}/container.log",
+                f"{self._log_root}/{site.id}/{LOG}",
                 config.log_max_size,
                 config.log_max_file,
             ),
@@ -271,9 +282,10 @@ class Assembler:
         return tuple(asked.values())
 
     def _init_program(self) -> int:
-        if self._init < 0:
-            self._init = mounts.init_program()
-        return self._init
+        with self._lock:
+            if self._init < 0:
+                self._init = mounts.init_program()
+            return self._init
 
 
 @dataclass(slots=True)
@@ -330,6 +342,32 @@ def clone_source(pile: Pile, bind: Bind) -> tuple[int, bool]:
         mounts.clone_tree(source, recursive=bind.recursive, read_only=bind.read_only),
         is_directory,
     )
+
+
+def log_size(site: Site) -> int:
+    """Bytes in the container's log before this start."""
+    try:
+        return os.stat(f"{site.directory}/{LOG}").st_size
+    except FileNotFoundError:
+        return 0
+
+
+def undo(site: Site, logged: int) -> None:
+    """Take back what a start whose supervisor died may have left: lines, and a disposable upper.
+
+    The program may have run for a moment; what it did to its volumes stays, as after a crash.
+    """
+    log = f"{site.directory}/{LOG}"
+    if log_size(site) > logged:
+        os.truncate(log, logged)
+    if site.config.auto_remove:  # mounted without flushing, an upper is good for one mount
+        upper = site.directory / "upper"
+        before = upper.stat()
+        for tree in (upper, site.directory / "work"):
+            shutil.rmtree(tree)
+            tree.mkdir(mode=0o700)
+        os.chown(upper, before.st_uid, before.st_gid)
+        os.chmod(upper, stat.S_IMODE(before.st_mode))
 
 
 def identify(user: str, root: int) -> Identity:

@@ -14,6 +14,8 @@ DELAY = 0.3
 """Seconds for a group to gather."""
 MOST = 64
 """A group of so many is closed at once."""
+IDLE = 1.0
+"""Seconds without work after which the thread ends."""
 
 
 class LateCloser:
@@ -47,13 +49,14 @@ class LateCloser:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._closing:
+                self._changed.wait_for(lambda: self._waiting or self._closing, timeout=IDLE)
+                if self._waiting and not self._closing:
                     self._changed.wait_for(
                         lambda: len(self._waiting) >= MOST or self._closing, timeout=DELAY
                     )
                 group, self._waiting = self._waiting, []
-                if not group and self._closing:
+                if not group:
+                    self._thread = None
                     return
             for descriptor in group:
                 os.close(descriptor)

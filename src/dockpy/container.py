@@ -8,13 +8,13 @@ the program may come at any time, from another thread.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import select
 import signal
 import struct
 import termios
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +28,8 @@ from dockpy.model import Config, Image, State, Status
 from dockpy.settings import command
 from dockpy.signals import parse_signal
 from dockpy.supervision import Attachment, Run, Streams
+
+log = logging.getLogger(__name__)
 
 DEFAULT_STOP_TIMEOUT = 10.0
 KILL_PATIENCE = 10.0
@@ -59,6 +61,9 @@ class Engine(Protocol):
 
     def settle(self, container: Container, run: Run) -> None:
         """Write the end down and release what the run held, in the background."""
+
+    def keep_state(self, container: Container) -> None:
+        """Write its state down, in the background."""
 
     def image_of(self, container: Container) -> Image:
         """The image it was made from."""
@@ -161,24 +166,25 @@ class Container:
             except Exception as error:
                 code = getattr(error, "exit_code", 125)
                 self._state = replace(self._state, error=str(error), exit_code=code)
+                self._engine.keep_state(self)
                 raise
             finally:
                 self._close_given_pipes()
-            self._publish(run, time.time())
+            self._publish(run)
             return attachments[: len(attach)]
 
-    def adopt(self, run: Run, started_at: float) -> None:
+    def adopt(self, run: Run) -> None:
         """A run of an earlier engine's that still goes on, or whose end was not written down."""
-        self._publish(run, started_at)
+        self._publish(run)
 
-    def _publish(self, run: Run, started_at: float) -> None:
+    def _publish(self, run: Run) -> None:
         self.released.clear()
         with self._lock:
             self._run = run
             self._state = State(
                 status=Status.RUNNING,
                 pid=run.pid,
-                started_at=started_at,
+                started_at=run.started,
                 supervisor=run.supervisor.number,
             )
             over = run.status is not None
@@ -205,7 +211,10 @@ class Container:
         for waiter in waiters:
             waiter.release()
         for callback in callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except Exception:  # this thread tells of all other containers too
+                log.exception("who waited for the end of container %s failed", self.short_id)
 
     def wait(self, timeout: float | None = None) -> int:
         """Block until the program has ended and its output is logged; its exit code.
@@ -273,7 +282,11 @@ class Container:
             if self._state.running:
                 if not force:
                     raise Conflict(f"container {self.name} is running; stop it first or force it")
-                self.kill()
+                try:
+                    self.kill()
+                except Conflict:
+                    if self._state.running:  # else it ended by itself meanwhile
+                        raise
             if self._state.status in (Status.REMOVING, Status.DEAD):
                 raise Conflict(f"container {self.name} is being removed already")
             before = self._state

@@ -14,13 +14,13 @@ class Janitor:
     """Runs jobs one after the other; costs nothing while there are none."""
 
     def __init__(self) -> None:
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._busy = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def put(self, job: Callable[[], None]) -> None:
+    def put(self, job: Callable[[], object]) -> None:
         """Queue a job; never blocks. A job that raises is logged, the next ones go on."""
         with self._changed:
             self._jobs.append(job)

@@ -8,6 +8,7 @@ comes first; the packet is then one NUL. Source: unix(7), cmsg(3).
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 from array import array
@@ -49,7 +50,8 @@ def send(sock: socket, message: tuple[Any, ...], descriptors: Sequence[int] = ()
 def receive(sock: socket) -> tuple[tuple[Any, ...], list[int]] | None:
     """The next message and its descriptors (close-on-exec, the caller's); None at the end.
 
-    Blocks until one is there.
+    Blocks until one is there. Some descriptors are missing, from the end, when this process has no
+    room for them. OSError when the peer is gone, and EMFILE when the message itself is missing so.
     """
     payload, ancillary, _flags, _peer = sock.recvmsg(PACKET_LIMIT + 1, _ANCILLARY, MSG_CMSG_CLOEXEC)
     descriptors = array("i")
@@ -61,6 +63,8 @@ def receive(sock: socket) -> tuple[tuple[Any, ...], list[int]] | None:
         return None
     if payload != SPILLED:
         return marshal.loads(payload), fds
+    if not fds:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     spill = fds.pop(0)
     try:
         size = os.fstat(spill).st_size

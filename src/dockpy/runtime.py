@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,6 +11,8 @@ import logging
 import os
 import platform
 import resource
+import shutil
+import stat
 import threading
 import time
 from collections.abc import Sequence
@@ -24,13 +27,21 @@ from dockpy.capabilities import DEFAULT
 from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
 from dockpy.closing import LateCloser
 from dockpy.container import Container, Record
-from dockpy.errors import KernelError, Locked, NameInUse, NoSuchContainer, RequestError, TornRecord
+from dockpy.errors import (
+    KernelError,
+    Locked,
+    NameInUse,
+    NoSuchContainer,
+    NotFound,
+    RequestError,
+    TornRecord,
+)
 from dockpy.graph import Graph
 from dockpy.janitor import Janitor
 from dockpy.model import VERSION, Config, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
-from dockpy.records import Flusher, Trash, read_json, set_aside, write
+from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, from_json, merge, to_json
 from dockpy.supervision import Attachment, Run, Streams, Supervision
@@ -49,6 +60,9 @@ DEFAULT_ROOT = Path("/var/lib/dockpy")
 DEFAULT_RUN = Path("/run/dockpy")
 BACKLOG = 64
 """Ended containers whose clean-up may wait; `create` waits while there are more."""
+REMEMBERED = 1000
+"""Removed containers whose exit codes are kept, in the run directory's file `gone`."""
+GONE = "gone"
 LOST_WITH_HOST = 255
 """Exit code of a container that ran when the host went down: nobody saw its end."""
 
@@ -99,6 +113,7 @@ class Runtime:
         self._held: dict[int, Started | Cgroup] = {}
         self._identities: dict[tuple[str, str], Identity] = {}
         self._gone: dict[str, int] = {}
+        self._gone_lines = 0
         self._unwritten: dict[str, tuple[Container, Run]] = {}
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo:
@@ -142,7 +157,10 @@ class Runtime:
                 log_root=CONTAINERS,
             )
             undo.callback(self._assembler.close)
+            self._trash.sweep()
+            self._check_images()
             self._load()
+            self._load_gone()
             self._reconcile()
             self._supervision.open()
             self._closing = undo.pop_all()
@@ -181,15 +199,16 @@ class Runtime:
             self._names[chosen] = identifier
         record = Record(identifier, chosen, time.time(), merged, image.id, config.image)
         try:
-            directory = f"{self.root}/containers/{identifier}"
-            os.mkdir(directory, 0o710)
-            os.mkdir(f"{directory}/upper", 0o755)
-            os.mkdir(f"{directory}/work", 0o700)
-            self._write_record(record)
-        except BaseException:
+            self._make(record, image)
+        except BaseException as failure:
             with self._lock:
                 del self._names[chosen]
-            self._discard(record)
+            with contextlib.suppress(KernelError):  # the next start-up finds it without a record
+                self._discard(record)
+            if isinstance(failure, OSError) and not isinstance(failure, KernelError):
+                raise KernelError(
+                    "create container", failure.errno or errno.EIO, failure.filename
+                ) from failure
             raise
         container = Container(self, record, State())
         with self._lock:
@@ -225,14 +244,23 @@ class Runtime:
         return sorted(containers, key=lambda one: one.created, reverse=True)
 
     def destroy(self, container: Container, *, force: bool = False) -> None:
-        """Remove a container and what it wrote. Conflict when it runs, unless `force` kills it."""
+        """Remove a container and what it wrote. Conflict when it runs, unless `force` kills it.
+
+        It is gone for good when this returns; its bytes are deleted in the background.
+        """
         with container.removal(force=force):
+            self._discard_directory(container.record)
             self._unregister(container)
             self._janitor.put(lambda: self._discard(container.record))
 
     def exit_code_of(self, identifier: str) -> int | None:
         """The exit code of a container removed by --rm a while ago; None: not known."""
         return self._gone.get(identifier)
+
+    def keep_state(self, container: Container) -> None:
+        """Write a container's state down, in the background."""
+        if not container.config.auto_remove:
+            self._janitor.put(lambda: self._write_state_of(container))
 
     # -- images --------------------------------------------------------------------------------
 
@@ -317,8 +345,8 @@ class Runtime:
     def settle(self, container: Container, run: Run) -> None:
         """Write the end down and release what the run held, in the background."""
         if container.config.auto_remove:
-            self._unregister(container)
             self._remember(container)
+            self._unregister(container)
         self._janitor.put(lambda: self._settle(container, run))
 
     def image_of(self, container: Container) -> Image:
@@ -332,7 +360,7 @@ class Runtime:
     def container_exited(self, run: Run, status: int, when: float) -> None:
         container = self._containers.get(run.container)
         if container is None:
-            self._janitor.put(run.forget)
+            self._janitor.put(lambda: self._end_of_unknown(run))
         else:
             container.exited(run, status, when)
 
@@ -367,26 +395,57 @@ class Runtime:
         """Make the end durable, then let the supervisor forget it; on a full disk, later."""
         self._unwritten[container.id] = (container, run)
         for identifier, (ended, its_run) in list(self._unwritten.items()):
-            if not ended.config.auto_remove and identifier in self._containers:
-                try:
-                    self._write_state(ended.record, ended.state)
-                except KernelError as error:
-                    log.warning("%s; the supervisor keeps the exit until there is room", error)
-                    continue
-            del self._unwritten[identifier]
-            its_run.forget()
+            if self._write_state_of(ended) or identifier not in self._containers:
+                self._unwritten.pop(identifier, None)
+                its_run.forget()
+
+    def _write_state_of(self, container: Container) -> bool:
+        """False when the disk does not take it: a supervisor keeps an exit until there is room."""
+        if container.config.auto_remove or container.id not in self._containers:
+            return True
+        try:
+            self._write_state(container.record, container.state)
+        except KernelError as error:
+            if container.id in self._containers:  # else it was removed under our hands
+                log.warning("%s; tried again when the next container ends", error)
+            return False
+        return True
 
     def _unregister(self, container: Container) -> None:
         with self._lock:
             if self._containers.pop(container.id, None) is not None:
                 self._ids.remove(container.id)
-                self._names.pop(container.name, None)
+                if self._names.get(container.name) == container.id:
+                    del self._names[container.name]
 
     def _remember(self, container: Container) -> None:
-        """Exit codes of the last removed containers, for a client that comes back for one."""
+        """Exit codes of the last removed containers, for a client that comes back for one.
+
+        Also on the tmpfs: that client may come back because this engine was killed.
+        """
         self._gone[container.id] = container.state.exit_code
-        while len(self._gone) > 1000:
+        while len(self._gone) > REMEMBERED:
             self._gone.pop(next(iter(self._gone)))
+        line = f"{container.id} {container.state.exit_code}\n".encode()
+        with contextlib.suppress(OSError):
+            self._gone_lines += 1
+            if self._gone_lines > 8 * REMEMBERED:
+                self._write_gone()
+            else:
+                append(self.run / GONE, line)
+
+    def _write_gone(self) -> None:
+        lines = "".join(f"{identifier} {code}\n" for identifier, code in self._gone.items())
+        write(self.run / GONE, lines.encode())
+        self._gone_lines = len(self._gone)
+
+    def _load_gone(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.run / GONE).read_text(errors="replace").splitlines()[-REMEMBERED:]:
+                identifier, _, code = line.partition(" ")
+                if code.isdigit():
+                    self._gone[identifier] = int(code)
+            self._write_gone()
 
     def _choose_name(self, asked: str | None) -> str:
         if asked is None:
@@ -399,8 +458,12 @@ class Runtime:
         return name
 
     def _prepare_directories(self) -> None:
-        for directory in (self.root, self.root / "containers", self.run, self.run / "containers"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (self.root, self.run):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (place / "containers").mkdir(mode=0o700, exist_ok=True)
+        (self.root / "trash").mkdir(mode=0o700, exist_ok=True)  # now: a full disk needs it
+        for unfinished in (*self.root.glob("base.*"), *self.root.glob(f"{TEMPORARY}*")):
+            remove_unfinished(unfinished)
         base = self.root / "base"
         if not base.exists():
             fresh = self.root / f"base.{os.getpid()}"
@@ -423,6 +486,19 @@ class Runtime:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return descriptor
 
+    def _make(self, record: Record, image: Image) -> None:
+        """A container's directories and its record, the record last."""
+        directory = f"{self.root}/containers/{record.id}"
+        os.mkdir(directory, 0o710)
+        # An overlay shows its upper's mode and owner as the root directory's.
+        top = os.stat(next(iter(self.graph.lower_directories(image)), self.root / "base"))
+        os.mkdir(f"{directory}/upper", 0o700)
+        if top.st_uid or top.st_gid:
+            os.chown(f"{directory}/upper", top.st_uid, top.st_gid)
+        os.chmod(f"{directory}/upper", stat.S_IMODE(top.st_mode))
+        os.mkdir(f"{directory}/work", 0o700)
+        self._write_record(record)
+
     def _record_path(self, record: Record) -> Path:
         place = self.run if record.config.auto_remove else self.root
         return place / "containers" / record.id / "config.json"
@@ -441,7 +517,7 @@ class Runtime:
         ).encode()
         if record.config.auto_remove:
             os.mkdir(path.parent, 0o700)
-            path.write_bytes(data)
+            write(path, data)
         else:
             write(path, data, self._flusher)
 
@@ -463,12 +539,23 @@ class Runtime:
         unwritten = self._unwritten.pop(record.id, None)
         if unwritten is not None:
             unwritten[1].forget()
+        self._discard_directory(record)
+        remove_files(self.run / "containers" / record.id, keep=())
+
+    def _discard_directory(self, record: Record) -> None:
         directory = self.root / "containers" / record.id
         if directory.exists():
             self._trash.discard(directory)
-        remove_files(self.run / "containers" / record.id, keep=())
 
     # -- start-up ------------------------------------------------------------------------------
+
+    def _check_images(self) -> None:
+        """Put right what a crash left of images and names; say what could not be."""
+        for finding in (*self.tags.findings, *self.graph.check()):
+            if finding.repair == "removed":
+                log.info("%s", finding)
+            else:
+                self._warn(str(finding))
 
     def _load(self) -> None:
         """Read every container's record; torn ones are named and set aside."""
@@ -481,13 +568,14 @@ class Runtime:
                     self._trash.discard(directory)  # a create that never finished
                 continue
             try:
-                record = parse_record(path)
+                record = parse_record(path, directory.name)
             except TornRecord as torn:
                 self._warn(f"{torn}; set aside as {set_aside(path).name}")
                 continue
+            for unfinished in directory.glob(f"{TEMPORARY}*"):
+                unfinished.unlink()
             container = Container(self, record, self._last_state(directory))
             self._containers[record.id] = container
-            self._names[record.name] = record.id
             self._ids.add(record.id)
         for directory in (self.run / "containers").iterdir():
             if directory.name not in self._containers:
@@ -495,65 +583,101 @@ class Runtime:
 
     def _last_state(self, directory: Path) -> State:
         path = directory / "state.json"
+        written_at = 0
         try:
+            written_at = path.stat().st_mtime_ns
             values = read_json(path)
             state = State(**(values | {"status": Status(values["status"])}))
         except FileNotFoundError:
             state = State()
-        except (TornRecord, TypeError, ValueError, KeyError) as error:
+        except (TornRecord, OSError, TypeError, ValueError, KeyError) as error:
             self._warn(f"{path}: {error}; set aside as {set_aside(path).name}")
             state = State()
-        mounted = directory / "work" / "work"
         try:
-            mounted_at = mounted.stat().st_mtime
+            # The kernel makes this directory when the root is mounted, that is at each start.
+            mounted_at = (directory / "work" / "work").stat().st_mtime_ns
         except FileNotFoundError:
             return state
-        if state.status is Status.EXITED:
+        if mounted_at <= written_at and state.status is not Status.RUNNING:
             return state
-        # It was started, and neither a supervisor nor a record saw its end.
+        # It was started after that, and neither a supervisor nor a record saw its end.
         return State(
             status=Status.EXITED,
             exit_code=LOST_WITH_HOST,
             error="it ran when the host went down; nobody saw its end",
-            started_at=mounted_at,
-            finished_at=mounted_at,
+            started_at=mounted_at / 1e9,
+            finished_at=mounted_at / 1e9,
         )
 
     def _reconcile(self) -> None:
         """Bring records, supervisors and the kernel's leftovers together."""
         running: set[str] = set()
-        for run, started_at in self._supervision.find():
+        for run in self._supervision.find():
             running.add(run.container)
+            try:
+                self._held[run.key] = self.cgroups.open(run.container)
+            except NotFound:
+                log.debug("container %s has no cgroup any more", run.container)
             container = self._containers.get(run.container)
             if container is None:
                 self._end_unknown(run)
-                continue
-            self._held[run.key] = self.cgroups.open(run.container)
-            container.adopt(run, started_at)
+            else:
+                container.adopt(run)
         for name in self.cgroups.names():
             if name not in running:
                 orphan = self.cgroups.open(name)
-                orphan.kill()
-                orphan.remove()
+                try:
+                    orphan.kill()
+                    orphan.remove()
+                except KernelError as error:
+                    self._warn(f"a container's processes were left and do not end: {error}")
         for container in list(self._containers.values()):
-            if container.config.auto_remove and container.id not in running:
+            if container.id in running:
+                continue
+            if container.config.auto_remove:
                 self._unregister(container)
                 self._discard(container.record)
+            else:
+                remove_files(self.run / "containers" / container.id, keep=("config.json",))
+        self._name_all()
+
+    def _name_all(self) -> None:
+        """Give every container its name; of two with one name, which only a crash makes, the newer
+        keeps it."""
+        for container in sorted(self._containers.values(), key=lambda one: one.created):
+            older = self._names.get(container.name)
+            if older is not None:
+                self._warn(
+                    f"containers {older[:12]} and {container.short_id} are both called "
+                    f"{container.name}; use the id of the first"
+                )
+            self._names[container.name] = container.id
 
     def _end_unknown(self, run: Run) -> None:
-        cgroup = self.cgroups.open(run.container)
-        cgroup.kill()
+        """A run without a record, which was torn or removed: nobody could ever name it."""
+        cgroup = self._held.get(run.key)
+        if isinstance(cgroup, Cgroup):
+            cgroup.kill()
+        if run.status is not None:
+            self._janitor.put(lambda: self._end_of_unknown(run))
+
+    def _end_of_unknown(self, run: Run) -> None:
+        held = self._held.pop(run.key, None)
         run.forget()
+        if isinstance(held, Cgroup):
+            held.remove()
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
         log.warning("%s", text)
 
 
-def parse_record(path: Path) -> Record:
-    """A container's record; TornRecord names the file when it is not one."""
-    values = read_json(path)
+def parse_record(path: Path, identifier: str) -> Record:
+    """The record of container `identifier`; TornRecord names the file when it is not one."""
     try:
+        values = read_json(path)
+        if values["id"] != identifier:
+            raise TornRecord(str(path), f"is the record of another container, {values['id']!r}")
         return Record(
             values["id"],
             values["name"],
@@ -562,7 +686,7 @@ def parse_record(path: Path) -> Record:
             values["image"],
             values["image_name"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise TornRecord(str(path), f"not a container's record ({error!r})") from error
 
 
@@ -577,6 +701,23 @@ def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:
             os.unlink(f"{directory}/{name}")
     if not keep or not set(names) & set(keep):
         os.rmdir(directory)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a killed engine was about to put in place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def append(path: Path, line: bytes) -> None:
+    """Add a line to a file in one piece, made if missing."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
 
 
 def run_directory(root: Path) -> Path:

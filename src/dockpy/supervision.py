@@ -13,13 +13,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
+import logging
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -28,12 +32,16 @@ from typing import Any, Protocol
 
 from dockpy import stdio
 from dockpy._copy import JOURNAL_SIZE
-from dockpy.errors import SupervisorLost
-from dockpy.messages import receive, send
+from dockpy.errors import RequestError, SupervisorLost
+from dockpy.messages import DESCRIPTOR_LIMIT, receive, send
+
+log = logging.getLogger(__name__)
 
 CONTAINERS = "/containers"
 PATIENCE = 10.0
-"""Seconds a new supervisor may take to come up."""
+"""Seconds a supervisor may take to come up, to tell what it has, and to leave."""
+LONGEST_PAUSE = 5.0
+"""Seconds between attempts to replace a supervisor that dies again and again."""
 NO_STREAMS = (-1, -1, -1, -1)
 _MAIN = (
     "import sys; sys.path.insert(0, sys.argv[1]);"
@@ -139,19 +147,33 @@ class Run:
     streams: tuple[int, int, int, int]
     log: tuple[str, int, int]
     stdin_once: bool
+    started: float = 0.0
     attachments: dict[int, Attachment] = field(default_factory=dict)
     status: int | None = None
     ended: float = 0.0
     settled: bool = False
 
+    @contextmanager
+    def _kept(self) -> Iterator[Supervisor]:
+        """Its supervisor, which does not pass it on to a successor meanwhile."""
+        while True:
+            supervisor = self.supervisor
+            with supervisor.moving:
+                if self.supervisor is supervisor:
+                    yield supervisor
+                    return
+
     def attach(self, streams: Streams) -> Attachment:
-        return self.supervisor.attach(self, streams)
+        with self._kept() as supervisor:
+            return supervisor.attach(self, streams)
 
     def detach(self, attachment: Attachment) -> None:
-        self.supervisor.tell(("detach", attachment.number))
+        with self._kept() as supervisor:
+            supervisor.tell(("detach", attachment.number))
 
     def close_stdin(self) -> None:
-        self.supervisor.tell(("stdin", self.key))
+        with self._kept() as supervisor:
+            supervisor.tell(("stdin", self.key))
 
     @property
     def tty(self) -> int:
@@ -164,7 +186,8 @@ class Run:
 
     def forget_if_done(self) -> None:
         if self.settled and not self.attachments:
-            self.supervisor.forget(self)
+            with self._kept() as supervisor:
+                supervisor.forget(self)
 
 
 class _Reply:
@@ -183,8 +206,9 @@ class _Reply:
         self.descriptors = descriptors
         self._lock.release()
 
-    def wait(self) -> tuple[Any, ...]:
-        self._lock.acquire()
+    def wait(self, timeout: float = -1) -> tuple[Any, ...]:
+        if not self._lock.acquire(timeout=timeout):
+            raise SupervisorLost(f"a supervisor did not answer within {timeout:.0f} s")
         if self.message is None:
             raise SupervisorLost("the supervisor died before it answered")
         return self.message
@@ -204,21 +228,33 @@ class Supervisor:
         self.number = number
         self.path = path
         self.process = process
+        self.pid = process.pid if process is not None else 0
         self.inheritance: list[int] = []
         self.runs: dict[int, Run] = {}
+        self.moving = threading.RLock()
+        """Held while runs pass on to a successor, and while something is said about one."""
+        self.setbacks = 0
+        """How many before it died young, one after the other."""
+        self._since = time.monotonic()
+        self._pidfd = -1
         self._socket = conversation
         self._supervision = supervision
         self._sequence = itertools.count(1)
         self._replies: dict[int, _Reply] = {}
-        self._adopting: list[tuple[tuple[Any, ...], list[int]]] = []
+        self._reported: list[Run] = []
         self._lock = threading.Lock()
         self._gone = False
         self._leaving = False
         self._reader = threading.Thread(target=self._read, name=f"supervisor-{number}", daemon=True)
 
     @property
-    def pid(self) -> int:
-        return self.process.pid if self.process is not None else 0
+    def alive(self) -> bool:
+        """As far as is known."""
+        return not self._gone
+
+    @property
+    def died_young(self) -> bool:
+        return time.monotonic() - self._since < 1.0
 
     def listen(self) -> None:
         """Begin to read what it says."""
@@ -232,7 +268,11 @@ class Supervisor:
             return
 
     def ask(
-        self, name: str, arguments: tuple[Any, ...], descriptors: Sequence[int] = ()
+        self,
+        name: str,
+        arguments: tuple[Any, ...],
+        descriptors: Sequence[int] = (),
+        timeout: float = -1,
     ) -> tuple[tuple[Any, ...], list[int]]:
         """Send a request and block until its answer. SupervisorLost when it dies before that."""
         sequence = next(self._sequence)
@@ -247,12 +287,15 @@ class Supervisor:
             with self._lock:
                 self._replies.pop(sequence, None)
             raise SupervisorLost("the supervisor is gone") from error
-        return reply.wait(), reply.descriptors
+        return reply.wait(timeout), reply.descriptors
 
     def start(
         self, key: int, request: StartRequest, attach: Sequence[Streams]
     ) -> tuple[Run | tuple[int, int], list[Attachment]]:
-        """Start a container: its run, or (step, errno) of what the kernel refused."""
+        """Start a container: its run, or (step, errno) of what the kernel refused.
+
+        After SupervisorLost nobody knows whether the program runs; who asked ends what is left.
+        """
         run = Run(
             key,
             request.container,
@@ -264,14 +307,16 @@ class Supervisor:
             request.stdin_once,
         )
         self.runs[key] = run
-        parcel = _Parcel(request.slots)
-        cgroup = parcel.add(request.cgroup)
-        streams = parcel.add_all(request.streams)
-        attachments = [self._supervision.open_attachment(run, ends) for ends in attach]
-        described = [
-            (one.number, parcel.add_all((*one.descriptors, -1)), one.keys) for one in attachments
-        ]
         try:
+            parcel = _Parcel(request.slots)
+            cgroup = parcel.add(request.cgroup)
+            streams = parcel.add_all(request.streams)
+            attachments = [self._supervision.open_attachment(run, ends) for ends in attach]
+            described = [
+                (one.number, parcel.add_all((*one.descriptors, -1)), one.keys)
+                for one in attachments
+            ]
+            parcel.check()
             answer, _ = self.ask(
                 "start",
                 (
@@ -287,7 +332,7 @@ class Supervisor:
                 ),
                 parcel.descriptors,
             )
-        except SupervisorLost:
+        except BaseException:
             self.drop(run)
             raise
         if answer[0] == "failed":
@@ -308,26 +353,31 @@ class Supervisor:
     def forget(self, run: Run) -> None:
         self.tell(("forget", run.key))
         self.drop(run)
+        self._supervision.done_with(self)
 
     def drop(self, run: Run) -> None:
         """Close what this process keeps for a run."""
         with self._lock:
             known = self.runs.pop(run.key, None)
-        if known is None:
-            return
-        for descriptor in (run.pidfd, *run.streams):
-            if descriptor >= 0:
-                os.close(descriptor)
-        run.streams = NO_STREAMS
-        run.pidfd = -1
-        for number in list(run.attachments):
-            self._supervision.close_attachment(number, AttachmentEnd.CLOSED)
+        if known is not None:
+            self._supervision.release(run, AttachmentEnd.CLOSED)
+
+    def abandon(self) -> list[Run]:
+        """What it had, now that it is dead. Starts without an answer are left to who asked."""
+        with self._lock:
+            runs = [run for run in self.runs.values() if run.pid]
+            for run in runs:
+                del self.runs[run.key]
+        return runs
 
     def hand_over(self, run: Run) -> None:
         """Give a lost supervisor's container to this one, which has not said ready yet."""
         parcel = _Parcel(())
         pidfd = parcel.add(run.pidfd)
         streams = parcel.add_all(run.streams)
+        for one in list(run.attachments.values()):
+            if not one.descriptors:  # an earlier engine's: only the lost supervisor had them
+                self._supervision.close_attachment(one.number, AttachmentEnd.BROKEN)
         described = [
             (one.number, parcel.add_all((*one.descriptors, -1)), one.keys)
             for one in run.attachments.values()
@@ -343,26 +393,50 @@ class Supervisor:
                 streams,
                 run.log,
                 run.stdin_once,
+                run.started,
                 described,
             ),
             parcel.descriptors,
         )
+        with self._lock:
+            self.runs[run.key] = run
         run.supervisor = self
-        self.runs[run.key] = run
 
-    def leave(self) -> bool:
-        """End the conversation. True when the process ends too, having no container left."""
+    def leave(self) -> None:
+        """End the conversation and wait for its end; the process ends if it has no container."""
+        self.retire()
+        if self._reader is not threading.current_thread():
+            self._reader.join()
+
+    def retire(self) -> None:
+        """End the conversation; never blocks."""
         self._leaving = True
-        busy = bool(self.runs)
-        self._socket.shutdown(SHUT_RDWR)
-        self._reader.join()
-        self._socket.close()
+        with suppress(OSError):
+            self._socket.shutdown(SHUT_RDWR)
+
+    def end(self) -> None:
+        """Make sure that the process is gone: what it did not tell, nobody will."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        elif self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            ended = select.poll()
+            ended.register(self._pidfd, select.POLLIN)
+            ended.poll(PATIENCE * 1000)
+        self.path.unlink(missing_ok=True)
+
+    def let_go(self) -> None:
+        """Close all that this process has for it. Its reader calls it, last of all."""
         for run in list(self.runs.values()):
             self.drop(run)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
         for descriptor in self.inheritance:
             os.close(descriptor)
         self.inheritance = []
-        return not busy
+        self._socket.close()
 
     # -- what it says --------------------------------------------------------------------------
 
@@ -374,14 +448,33 @@ class Supervisor:
                 got = None
             if got is None:
                 break
-            self._dispatch(*got)
+            try:
+                self._dispatch(*got)
+            except Exception:
+                # One message that makes no sense must not cost us all the others.
+                log.exception("supervisor %d said %s", self.number, got[0][0])
         with self._lock:
             self._gone = True
             waiting, self._replies = self._replies, {}
         for reply in waiting.values():
             reply.give(None, [])
-        if not self._leaving:
+        if self._leaving:
+            self._left()
+        else:
             self._supervision.lost(self)
+        self.let_go()
+
+    def _left(self) -> None:
+        """The conversation is over because we ended it."""
+        if self.runs:
+            return  # it goes on without us
+        if self.process is not None:
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                log.warning("supervisor %d has nothing to do and does not leave", self.pid)
+                return
+        self.path.unlink(missing_ok=True)
 
     def _dispatch(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
         name = message[0]
@@ -389,6 +482,8 @@ class Supervisor:
             run = self.runs.get(message[1])
             if run is not None:
                 self._exited(run, message[2], message[3])
+            else:
+                self.tell(("forget", message[1]))  # a start that was given up
         elif name == "closed":
             self._supervision.close_attachment(message[1], AttachmentEnd(message[2]))
         elif name == "started":
@@ -406,17 +501,27 @@ class Supervisor:
             if run is not None:
                 self._supervision.exits.log_failed(run, message[2])
         elif name == "running":
-            self._adopting.append((message, descriptors))
+            self._running(message, descriptors)
         elif name == "listed":
             self.inheritance = descriptors
+            self.pid = message[2]
+            with suppress(OSError):
+                self._pidfd = os.pidfd_open(self.pid)
             self._answer(message, [])
 
     def _started(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
         # Noted here, not by the thread that asked: the exit may be the very next message.
-        _, _, key, pid = message
+        _, sequence, key, pid, started = message
         run = self.runs.get(key)
-        if run is not None:
-            run.pid, run.pidfd = pid, descriptors[0]
+        if run is None or not descriptors:  # given up meanwhile, or no descriptor was free
+            for descriptor in descriptors:
+                os.close(descriptor)
+            with self._lock:
+                reply = self._replies.pop(sequence, None)
+            if reply is not None:
+                reply.give(None, [])
+            return
+        run.pid, run.pidfd, run.started = pid, descriptors[0], started
         self._answer(message, [])
 
     def _answer(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
@@ -432,31 +537,36 @@ class Supervisor:
         run.status = status
         self._supervision.exits.container_exited(run, status, when)
 
-    def running(self) -> list[tuple[Run, float]]:
-        """What it looks after, each with its start time: a new daemon learns what goes on."""
-        self.ask("list", ())
-        found = []
-        reported, self._adopting = self._adopting, []
-        for message, descriptors in reported:
-            _, key, container, pid, ends, log, once, numbers, status, ended, started = message
-            taken = [descriptors[index] if index >= 0 else -1 for index in ends]
-            run = Run(
-                key,
-                container,
-                self,
-                pid,
-                taken[4],
-                (taken[0], taken[1], taken[2], taken[3]),
-                log,
-                once,
-            )
-            for number in numbers:
-                self._supervision.reopen_attachment(run, number)
-            self.runs[key] = run
-            found.append((run, started))
-            if status is not None:
-                self._exited(run, status, ended)
-        return found
+    def _running(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
+        # Noted here, not by the thread that asked: its exit may be the very next message.
+        _, key, container, pid, ends, written, once, numbers, status, ended, started = message
+        taken = [descriptors[index] if index >= 0 else -1 for index in ends]
+        run = Run(
+            key,
+            container,
+            self,
+            pid,
+            taken[4],
+            (taken[0], taken[1], taken[2], taken[3]),
+            written,
+            once,
+            started,
+        )
+        for number in numbers:
+            self._supervision.reopen_attachment(run, number)
+        self.runs[key] = run
+        self._reported.append(run)
+        if status is not None:
+            self._exited(run, status, ended)
+
+    def running(self) -> list[Run]:
+        """What it looks after: a new daemon learns what goes on. SupervisorLost: nothing at all."""
+        try:
+            self.ask("list", (), timeout=PATIENCE)
+        except SupervisorLost:
+            if self.alive:
+                raise
+        return self._reported
 
 
 class Supervision:
@@ -472,38 +582,64 @@ class Supervision:
         self._keys = itertools.count(time.time_ns())
         self._turn = itertools.count()
         self._attachments: dict[int, Attachment] = {}
-        self._lock = threading.Lock()
-        self._program = -1
+        self._changed = threading.Condition()
+        self._closing = False
+        self._program = _sealed_interpreter()
 
     def open(self) -> None:
-        """Start this engine's supervisors. Blocks until they answer; SupervisorLost if not."""
-        self._program = _sealed_interpreter()
-        for _ in range(self._count):
-            self._fresh.append(self._launch([], ()))
+        """Start this engine's supervisors."""
+        with self._changed:
+            for _ in range(self._count):
+                self._fresh.append(self._launch([], ()))
 
-    def find(self) -> Iterator[tuple[Run, float]]:
-        """Runs of an earlier engine with their start times. Call before `open`."""
+    def find(self) -> Iterator[Run]:
+        """Runs of an earlier engine. Call before `open`.
+
+        SupervisorLost: a supervisor is there and does not answer, so nobody knows what it has.
+        """
         for path in sorted(self._run.glob("supervisor-*.sock")):
             conversation = socket(AF_UNIX, SOCK_SEQPACKET)
             try:
                 conversation.connect(str(path))
-            except OSError:
+            except (ConnectionRefusedError, FileNotFoundError):
                 conversation.close()
                 path.unlink(missing_ok=True)
                 continue
+            except OSError:
+                conversation.close()
+                raise
             number = int(path.stem.rpartition("-")[2])
             supervisor = Supervisor(number, path, conversation, self, None)
-            self._old.append(supervisor)
+            with self._changed:
+                self._old.append(supervisor)
             supervisor.listen()
             yield from supervisor.running()
+            self.done_with(supervisor)
 
     def start(
         self, request: StartRequest, attach: Sequence[Streams]
     ) -> tuple[Run | tuple[int, int], list[Attachment]]:
-        """Start a container on the supervisor whose turn it is. SupervisorLost: try again."""
-        with self._lock:
-            supervisor = self._fresh[next(self._turn) % len(self._fresh)]
+        """Start a container on the supervisor whose turn it is. SupervisorLost: try again.
+
+        Blocks while all of them are being replaced, up to `PATIENCE`.
+        """
+        supervisor = self._next()
+        if supervisor is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next() is not None, PATIENCE)
+            supervisor = self._next()
+        if supervisor is None:
+            raise SupervisorLost("no supervisor comes up; see what the daemon logs")
         return supervisor.start(next(self._keys), request, attach)
+
+    def _next(self) -> Supervisor | None:
+        turn = next(self._turn)
+        fresh = self._fresh
+        for index in range(len(fresh)):
+            supervisor = fresh[(turn + index) % len(fresh)]
+            if supervisor.alive:
+                return supervisor
+        return None
 
     def open_attachment(self, run: Run, ends: Streams) -> Attachment:
         descriptors = [
@@ -529,46 +665,111 @@ class Supervision:
             attachment.ended(end)
             attachment.run.forget_if_done()
 
+    def release(self, run: Run, end: AttachmentEnd) -> None:
+        """Close what this process keeps for a run that no supervisor has any more."""
+        descriptors = (run.pidfd, *run.streams)
+        run.streams = NO_STREAMS
+        run.pidfd = -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+        for number in list(run.attachments):
+            self.close_attachment(number, end)
+
     def lost(self, supervisor: Supervisor) -> None:
         """A supervisor died: a new one takes its containers over, at the same bytes."""
-        supervisor.path.unlink(missing_ok=True)
-        if supervisor.process is not None:
-            supervisor.process.wait()
-        runs = [run for run in list(supervisor.runs.values()) if run.pidfd >= 0]
-        supervisor.runs.clear()
-        successor = self._launch(supervisor.inheritance, runs)
-        with self._lock:
-            if supervisor in self._fresh:
-                self._fresh[self._fresh.index(supervisor)] = successor
-            else:
-                self._old.remove(supervisor)
-                self._old.append(successor)
+        supervisor.end()
+        with supervisor.moving:
+            runs = []
+            for run in supervisor.abandon():
+                if run.status is None:
+                    runs.append(run)
+                else:  # it was over, and logged; a slow client's last bytes died with the pump
+                    self.release(run, AttachmentEnd.ENDED)
+            with self._changed:
+                fresh = supervisor in self._fresh
+                if not fresh and not runs:
+                    if supervisor in self._old:
+                        self._old.remove(supervisor)
+                    return
+            log.warning("supervisor %d died; a new one takes over", supervisor.pid)
+            self._succeed(supervisor, runs, fresh=fresh)
+
+    def _succeed(self, supervisor: Supervisor, runs: Sequence[Run], *, fresh: bool) -> None:
+        setbacks = supervisor.setbacks + 1 if supervisor.died_young else 0
+        while True:
+            if setbacks:
+                time.sleep(min(LONGEST_PAUSE, 0.05 * 2 ** min(setbacks, 10)))
+            try:
+                with self._changed:
+                    successor = self._launch(supervisor.inheritance, runs)
+                    supervisor.inheritance = []
+                    successor.setbacks = setbacks
+                    mates = self._fresh if fresh else self._old
+                    if supervisor in mates:
+                        mates[mates.index(supervisor)] = successor
+                    else:  # we are about to leave
+                        mates.append(successor)
+                    self._changed.notify_all()
+                    return
+            except OSError as error:
+                log.warning("cannot start a supervisor: %s", error)
+                setbacks += 1
+            if self._closing:
+                for run in runs:
+                    self.release(run, AttachmentEnd.BROKEN)
+                return
+
+    def done_with(self, supervisor: Supervisor) -> None:
+        """An earlier engine's supervisor leaves with its last container: it gets no new ones."""
+        with self._changed:
+            if supervisor not in self._old or supervisor.runs:
+                return
+            self._old.remove(supervisor)
+        supervisor.retire()
 
     def close(self) -> None:
         """Let go of all supervisors; those with containers go on, the others end."""
-        for supervisor in (*self._fresh, *self._old):
-            if supervisor.leave():
-                if supervisor.process is not None:
-                    supervisor.process.wait(PATIENCE)
-                supervisor.path.unlink(missing_ok=True)
+        self._closing = True
+        while True:
+            with self._changed:
+                group = [*self._fresh, *self._old]
+            if not group:
+                break
+            for supervisor in group:
+                supervisor.retire()
+            for supervisor in group:
+                supervisor.leave()  # one that had just died has a successor now
+                with self._changed:
+                    for mates in (self._fresh, self._old):
+                        if supervisor in mates:
+                            mates.remove(supervisor)
         if self._program >= 0:
             os.close(self._program)
+            self._program = -1
 
     @property
     def pids(self) -> list[int]:
-        return [one.pid for one in (*self._fresh, *self._old) if one.pid]
+        with self._changed:
+            return [one.pid for one in (*self._fresh, *self._old) if one.pid]
 
     def _launch(self, inheritance: Sequence[int], runs: Sequence[Run]) -> Supervisor:
         number = _free_number(self._run)
         path = self._run / f"supervisor-{number}.sock"
         inherited = list(inheritance) or _staging()
         listener = socket(AF_UNIX, SOCK_SEQPACKET)
+        conversation = socket(AF_UNIX, SOCK_SEQPACKET)
         try:
             listener.bind(str(path))
             listener.listen(4)
-            conversation = socket(AF_UNIX, SOCK_SEQPACKET)
             conversation.connect(str(path))
             process = self._spawn(listener.fileno(), inherited)
+        except BaseException:
+            conversation.close()
+            path.unlink(missing_ok=True)
+            for descriptor in set(inherited) - set(inheritance):
+                os.close(descriptor)
+            raise
         finally:
             listener.close()
         supervisor = Supervisor(number, path, conversation, self, process)
@@ -616,6 +817,14 @@ class _Parcel:
 
     def add_all(self, descriptors: Sequence[int]) -> tuple[int, ...]:
         return tuple(self.add(descriptor) for descriptor in descriptors)
+
+    def check(self) -> None:
+        """RequestError for more than a message carries, its own memfd counted."""
+        if len(self.descriptors) >= DESCRIPTOR_LIMIT:
+            raise RequestError(
+                f"too many mounts and streams: {len(self.descriptors)} descriptors, "
+                f"and one start takes {DESCRIPTOR_LIMIT - 1}; name fewer mounts"
+            )
 
 
 def exit_status(pidfd: int) -> int:

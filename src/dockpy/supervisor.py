@@ -9,7 +9,7 @@ system to import from.
 Messages from the daemon (see `messages`):
     ready                                    adoption is complete, run the pump
     start   seq key id plan cgroup streams log stdin_once attachments slots
-    adopt   key id pid streams log stdin_once attachments
+    adopt   key id pid streams log stdin_once started attachments
     attach  key attachment streams keys
     detach  attachment
     stdin   key                              close the container's stdin
@@ -17,14 +17,16 @@ Messages from the daemon (see `messages`):
     list    seq                              answered by one `running` per container, then `listed`
     quit                                     leave if no container is left
 Messages to the daemon:
-    started seq key pid | failed seq step errno | exited key status time | closed attachment why
-    logfail key errno | eof key | running ... | listed seq
+    started seq key pid time | failed seq step errno | exited key status time
+    closed attachment why | logfail key errno | eof key | running ... | listed seq pid
 
 `streams` are indices into the descriptors of the message, -1 for none.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
 import select
@@ -34,7 +36,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from socket import AF_UNIX, SOCK_SEQPACKET, socket
+from socket import AF_UNIX, SHUT_RDWR, SOCK_SEQPACKET, socket
 from typing import Any
 
 from dockpy import _process
@@ -140,8 +142,13 @@ class Supervisor:
             try:
                 got = receive(daemon)
             except OSError:
-                return
+                got = None
+            except Exception as error:
+                _complain("a message", error)
+                got = None
             if got is None:
+                with contextlib.suppress(OSError):
+                    daemon.shutdown(SHUT_RDWR)  # a daemon that is still there sees it and acts
                 return
             self._handle(*got)
 
@@ -159,7 +166,11 @@ class Supervisor:
             self._handlers[message[0]](descriptors, kept, *message[1:])
         except Exception as error:
             # One bad request must not end the parent of every other container.
-            print(f"supervisor {os.getpid()}: {message[0]}: {error!r}", file=sys.stderr, flush=True)
+            _complain(message[0], error)
+            if message[0] == "start":
+                _, seq, key, *_ = message
+                self._drop(key)
+                self._tell(("failed", seq, 0, getattr(error, "errno", None) or errno.EIO))
         finally:
             _process.close_all(one for one in descriptors if one not in kept)
 
@@ -207,7 +218,7 @@ class Supervisor:
             return
         record.pid = spawned.pid
         record.mounts = hold_mounts(spawned.pidfd)
-        self._tell(("started", seq, key, spawned.pid), [spawned.pidfd])
+        self._tell(("started", seq, key, spawned.pid, record.started), [spawned.pidfd])
         self._pump.watch(key, spawned.pidfd)
 
     def _adopt(
@@ -221,9 +232,10 @@ class Supervisor:
         streams: Streams,
         log: tuple[str, int, int],
         stdin_once: bool,
+        started: float,
         attachments: Sequence[tuple[int, Streams, bytes]],
     ) -> None:
-        record = Record(container, pid, log, stdin_once)
+        record = Record(container, pid, log, stdin_once, started=started)
         with self._lock:
             self._records[key] = record
         self._add(descriptors, kept, key, streams, record)
@@ -274,26 +286,27 @@ class Supervisor:
                 continue
             streams, descriptors = _present(self._pump.duplicates(key))
             try:
-                self._tell(
-                    (
-                        "running",
-                        key,
-                        record.id,
-                        record.pid,
-                        streams,
-                        record.log,
-                        record.stdin_once,
-                        sorted(record.attachments),
-                        record.status,
-                        record.ended,
-                        record.started,
-                    ),
-                    descriptors,
-                )
+                # Said with the lock held: what happens to it from now on is said after this.
+                with self._lock:
+                    self._tell(
+                        (
+                            "running",
+                            key,
+                            record.id,
+                            record.pid,
+                            streams,
+                            record.log,
+                            record.stdin_once,
+                            sorted(record.attachments),
+                            record.status,
+                            record.ended,
+                            record.started,
+                        ),
+                        descriptors,
+                    )
             finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-        self._tell(("listed", seq), self._inheritance)
+                _process.close_all(descriptors)
+        self._tell(("listed", seq, os.getpid()), self._inheritance)
 
     def _quit(self, _descriptors: list[int], _kept: set[int]) -> None:
         """The daemon is about to leave; nothing to do but to see it go."""
@@ -360,6 +373,10 @@ class Supervisor:
         self._pump.remove(key)
         if record is not None and record.mounts is not None:
             os.close(record.mounts)
+
+
+def _complain(what: str, error: Exception) -> None:
+    print(f"supervisor {os.getpid()}: {what}: {error!r}", file=sys.stderr, flush=True)
 
 
 def _take(descriptors: list[int], kept: set[int], ends: Streams) -> Streams:
