@@ -9,10 +9,12 @@ exit status is not zero only when a ratio measured in this run is far beyond its
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -241,11 +243,15 @@ def cli(bench: Bench) -> None:
 def stop_daemon(root: Path) -> None:
     """End the daemon that the client started, by its pid."""
     lock = root / "lock"
-    if lock.exists():
-        pid = int(lock.read_text())
-        os.kill(pid, 15)
-        while Path(f"/proc/{pid}").exists():
-            time.sleep(0.05)
+    if not lock.exists():
+        return
+    pid = int(lock.read_text())
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)  # ours: an engine makes its process a subreaper
+        time.sleep(0.05)
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
