@@ -103,11 +103,11 @@ def fill_closed_descriptors() -> None:
 
 
 def engine_options(argv: list[bytes]) -> tuple[list[bytes], str, str]:
-    """--root and --run before the verb, or else DOCKPY_ROOT and DOCKPY_RUN. Leave."""
-    chosen = {
-        b"--root": posix.environ.get(b"DOCKPY_ROOT", b""),
-        b"--run": posix.environ.get(b"DOCKPY_RUN", b""),
-    }
+    """--root and --run before the verb, or else DOCKPY_ROOT and DOCKPY_RUN. Leave.
+
+    DOCKPY_RUN belongs to DOCKPY_ROOT: it says nothing about a root that is named here.
+    """
+    chosen = {b"--root": b"", b"--run": b""}
     while argv:
         name, equals, value = argv[0].partition(b"=")
         if name not in chosen:
@@ -117,11 +117,13 @@ def engine_options(argv: list[bytes]) -> tuple[list[bytes], str, str]:
             value, argv = argv[0], argv[1:]
         if not value:
             raise Leave(ENGINE_ERROR, f"{decode(name)} needs a directory")
-        if name == b"--root":
-            chosen[b"--run"] = b""  # the variable's is another root's
         chosen[name] = value
-    root = absolute(decode(chosen[b"--root"])) if chosen[b"--root"] else DEFAULT_ROOT
-    run = absolute(decode(chosen[b"--run"])) if chosen[b"--run"] else run_directory(root)
+    named, place = chosen[b"--root"], chosen[b"--run"]
+    if not named:
+        named = posix.environ.get(b"DOCKPY_ROOT", b"")
+        place = place or posix.environ.get(b"DOCKPY_RUN", b"")
+    root = absolute(decode(named)) if named else DEFAULT_ROOT
+    run = absolute(decode(place)) if place else run_directory(root)
     return argv, root, run
 
 

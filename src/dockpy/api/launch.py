@@ -156,7 +156,7 @@ def spawn(command: Sequence[str], log: int) -> int:
         os.closerange(3, 1 << 20)
         os.execve(command[0], list(command), environment(os.environ))
     except OSError as error:
-        os.write(log, f"dockpy: cannot execute {command[0]}: {error.strerror}\n".encode())
+        os.write(2, f"dockpy: cannot execute {command[0]}: {error.strerror}\n".encode())
     finally:
         os._exit(127)
 

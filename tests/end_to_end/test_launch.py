@@ -1,0 +1,158 @@
+"""A client that finds no daemon: when it starts one, when not, and what that one inherits."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from dockpy.api import launch
+from end_to_end.client import Client
+from end_to_end.door import LONG, client_without_daemon, served, serving_lines
+
+pytestmark = pytest.mark.needs("root")
+
+
+@contextlib.contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """The lock of an engine that is coming up, or going."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def unreachable() -> None:
+    raise ConnectionRefusedError
+
+
+def test_the_owner_of_a_lock_is_told_without_trying_it(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    assert launch.owner(str(lock)) == 0
+    with held(lock):
+        assert launch.owner(str(lock)) == os.getpid()
+    assert lock.exists()
+    assert launch.owner(str(lock)) == 0
+
+
+def test_no_daemon_is_started_beside_one_that_comes_up(
+    tmp_path: Path, short_run: Callable[[], Path]
+) -> None:
+    client = Client(tmp_path, short_run())
+    with held(tmp_path / "lock"), client.started("leave", "6") as waiting:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.7)
+        with served(client.run_directory):
+            assert waiting.wait(LONG) == 6
+    assert sorted(os.listdir(client.run_directory)) == ["launch.lock"]
+
+
+def test_an_owner_that_never_answers_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "PATIENCE", 0.1)
+    with (
+        held(tmp_path / "root/lock"),
+        pytest.raises(launch.CannotLaunch, match=f"pid {os.getpid()} owns {tmp_path}/root"),
+    ):
+        launch.launch(str(tmp_path / "root"), str(tmp_path), ["/bin/false"], unreachable)
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (
+            ["/bin/sh", "-c", "echo first; echo dockpy: the last word >&2; exit 125"],
+            "the last word",
+        ),
+        (["/bin/sh", "-c", "exit 3"], "it ended with 3"),
+        (["/nowhere/python"], "cannot execute /nowhere/python: No such file or directory"),
+    ],
+)
+def test_a_daemon_that_does_not_come_up_is_told_by_its_last_word(
+    tmp_path: Path, command: Sequence[str], why: str
+) -> None:
+    (tmp_path / "daemon.log").write_text("dockpy: what another one said\n")
+    expected = re.escape(f"the daemon did not start: {why}; {tmp_path}/daemon.log says more")
+    with pytest.raises(launch.CannotLaunch, match=f"^{expected}$"):
+        launch.launch(str(tmp_path), str(tmp_path), command, unreachable)
+
+
+def test_a_daemon_refused_for_a_lock_just_let_go_of_is_started_again(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    script = f"[ -e {seen} ] && touch {tmp_path}/up; touch {seen}; exit {launch.LOCKED}"
+
+    def reach() -> str:
+        if not (tmp_path / "up").exists():
+            raise ConnectionRefusedError
+        return "connected"
+
+    begun = ["/bin/sh", "-c", script]
+    assert launch.launch(str(tmp_path), str(tmp_path), begun, reach) == "connected"
+    os.waitpid(-1, 0)  # what it started is its child while it lives
+
+
+def test_a_client_waits_for_another_ones_turn_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "TURN", 0.1)
+    with held(tmp_path / "launch.lock"), pytest.raises(launch.CannotLaunch, match="another client"):
+        launch.launch(str(tmp_path), str(tmp_path), ["/bin/false"], unreachable)
+
+
+def test_of_the_callers_environment_the_daemon_gets_what_it_needs() -> None:
+    caller = {
+        "PATH": "/bin",
+        "https_proxy": "p",
+        "SSL_CERT_FILE": "c",
+        "SECRET": "s",
+        "LD_PRELOAD": "x",
+    }
+    assert launch.environment(caller) == {"PATH": "/bin", "https_proxy": "p", "SSL_CERT_FILE": "c"}
+
+
+def spoiled() -> None:
+    """What a careless parent leaves to its children."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
+    os.umask(0o777)
+
+
+@pytest.mark.needs("overlay", "busybox", "cgroups")
+def test_the_daemon_inherits_nothing_of_its_first_clients_oddities(
+    real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path
+) -> None:
+    with client_without_daemon(real_tmp, short_run()) as client:
+        with client.started("ps", "-q", preexec_fn=spoiled) as first:
+            assert first.wait(LONG) == 0
+        pid = int((client.root / "lock").read_text())
+        status = dict(
+            line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        )
+        assert int(status["SigBlk"], 16) == 0
+        assert int(status["SigIgn"], 16) & 1 << (signal.SIGCHLD - 1) == 0
+        assert (os.getsid(pid), os.readlink(f"/proc/{pid}/cwd")) == (pid, "/")
+        client.ok("import", str(tiny_archive), "base")
+        assert client("run", "--rm", "base", "sh", "-c", "exit 7").code == 7
+        assert len(serving_lines(client)) == 1
+
+
+@pytest.mark.needs("overlay", "busybox", "cgroups")
+def test_a_killed_clients_container_goes_on_to_its_end(dockpy: Client) -> None:
+    gate = "echo before; while [ ! -e /go ]; do usleep 20000; done; echo after; exit 7"
+    with dockpy.started("run", "--name", "gate", "base", "sh", "-c", gate) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"before\n"
+        client.kill()
+        client.wait(LONG)
+        pid = int(dockpy.field("gate", "{{.State.Pid}}"))
+        Path(f"/proc/{pid}/root/go").touch()
+        assert dockpy.ok("wait", "gate").out == "7\n"
+    assert dockpy.ok("logs", "gate").out == "before\nafter\n"
