@@ -6,8 +6,10 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -83,6 +85,25 @@ def test_a_daemon_that_does_not_come_up_is_told_by_its_last_word(
     expected = re.escape(f"the daemon did not start: {why}; {tmp_path}/daemon.log says more")
     with pytest.raises(launch.CannotLaunch, match=f"^{expected}$"):
         launch.launch(str(tmp_path), str(tmp_path), command, unreachable)
+
+
+def test_a_daemon_that_breaks_is_told_and_not_started_again(
+    tmp_path: Path, short_run: Callable[[], Path]
+) -> None:
+    package = tmp_path / "dockpy" / "api"
+    package.mkdir(parents=True)
+    for name in ("client", "wire", "launch"):
+        shutil.copy(Path(launch.__file__).with_name(f"{name}.py"), package)
+    for directory in (package, package.parent):
+        (directory / "__init__.py").touch()
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    boot = f"{path}; from dockpy.api.client import main; main()"
+    client = Client(tmp_path / "root", short_run(), [sys.executable, "-I", "-c", boot])
+    result = client("ps")
+    assert result.code == 125
+    assert "did not start: ModuleNotFoundError: No module named 'dockpy.api.daemon'" in result.err
+    assert result.err.count("\n") == 1
+    assert (client.run_directory / "daemon.log").read_text().count("Traceback") == 1
 
 
 def test_a_daemon_refused_for_a_lock_just_let_go_of_is_started_again(tmp_path: Path) -> None:

@@ -153,11 +153,15 @@ def run_directory(root: str) -> str:
 
 
 def daemon_command(root: str, run: str, *rest: str) -> list[str]:
-    """How this interpreter runs the daemon of this very package, wherever that lies."""
+    """How this interpreter runs the daemon of this very package, wherever that lies.
+
+    A daemon that breaks ends with ENGINE_ERROR: 1 means that its root has another owner.
+    """
     package = absolute(__file__).rpartition("/dockpy/api/")[0]
     code = (
-        "import sys; p = sys.argv.pop(1); p in sys.path or sys.path.insert(0, p);"
-        "from dockpy.api.daemon import main; main()"
+        "import sys; p = sys.argv.pop(1); p in sys.path or sys.path.insert(0, p)\n"
+        "try: from dockpy.api.daemon import main; main()\n"
+        f"except Exception: sys.excepthook(*sys.exc_info()); sys.exit({ENGINE_ERROR})"
     )
     return [sys.executable, "-I", "-c", code, package, "--root", root, "--run", run, *rest]
 
