@@ -136,6 +136,7 @@ class Runtime:
             self.cgroups = CgroupTree(Hierarchies.detect(), parent)
             self.cgroups.prepare()
             undo.callback(self.cgroups.close)
+            undo.callback(self._release_held)
             self._closer = LateCloser()
             undo.callback(self._closer.close)
             self._janitor = Janitor()
@@ -311,6 +312,10 @@ class Runtime:
         config = record.config
         image = self.graph.get(record.image_id)
         fresh = not container.state.started_at
+        if not fresh or container.state.error:
+            # Nobody must take the last run's end for this one's, whatever happens now.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.root}/containers/{record.id}/state.json")
         key = (image.id, config.user)
         hostname = config.hostname or (
             platform.node() if config.network_mode == "host" else record.id[:12]
@@ -384,6 +389,13 @@ class Runtime:
             elif held is not None:
                 rest.callback(held.remove)
             rest.callback(self._write_down, container, run)
+
+    def _release_held(self) -> None:
+        """Close what is kept for containers that go on without this engine."""
+        while self._held:
+            _, held = self._held.popitem()
+            if isinstance(held, Started):
+                os.close(held.root)
 
     def _let_go(self, record: Record, root: int) -> None:
         if record.id in self._containers:
@@ -592,7 +604,7 @@ class Runtime:
             state = State()
         except (TornRecord, OSError, TypeError, ValueError, KeyError) as error:
             self._warn(f"{path}: {error}; set aside as {set_aside(path).name}")
-            state = State()
+            state, written_at = State(), 0
         try:
             # The kernel makes this directory when the root is mounted, that is at each start.
             mounted_at = (directory / "work" / "work").stat().st_mtime_ns

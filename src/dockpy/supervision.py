@@ -422,10 +422,18 @@ class Supervisor:
         elif self._pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            ended = select.poll()
-            ended.register(self._pidfd, select.POLLIN)
-            ended.poll(PATIENCE * 1000)
+            self._await_end()
         self.path.unlink(missing_ok=True)
+
+    def _await_end(self) -> bool:
+        """Wait for the end of a process that some earlier engine started; False: it goes on."""
+        ended = select.poll()
+        ended.register(self._pidfd, select.POLLIN)
+        if not ended.poll(PATIENCE * 1000):
+            return False
+        with suppress(ChildProcessError):  # ours only if that engine was in this very process
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        return True
 
     def let_go(self) -> None:
         """Close all that this process has for it. Its reader calls it, last of all."""
@@ -468,12 +476,17 @@ class Supervisor:
         """The conversation is over because we ended it."""
         if self.runs:
             return  # it goes on without us
+        ended = True
         if self.process is not None:
             try:
                 self.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                log.warning("supervisor %d has nothing to do and does not leave", self.pid)
-                return
+                ended = False
+        elif self._pidfd >= 0:
+            ended = self._await_end()
+        if not ended:
+            log.warning("supervisor %d has nothing to do and does not leave", self.pid)
+            return
         self.path.unlink(missing_ok=True)
 
     def _dispatch(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
@@ -532,7 +545,7 @@ class Supervisor:
 
     def _exited(self, run: Run, status: int, when: float) -> None:
         if status == -1:
-            status = exit_status(run.pidfd)
+            status = exit_status(run.pidfd, run.pid)
         run.ended = when
         run.status = status
         self._supervision.exits.container_exited(run, status, when)
@@ -827,17 +840,21 @@ class _Parcel:
             )
 
 
-def exit_status(pidfd: int) -> int:
+def exit_status(pidfd: int, pid: int) -> int:
     """How a process that its supervisor could not wait for ended, as wait(2) gives it.
 
     A child of ours (we are the subreaper) is reaped. One that was never ours is asked by
-    PIDFD_GET_INFO, which Linux has since 6.15; where that fails the answer is 255 << 8, an exit
-    code of 255, since the truth is gone.
+    PIDFD_GET_INFO, which Linux has since 6.15 and which knows once its parent has reaped it;
+    before that its /proc/PID/stat does. Where both fail the answer is 255 << 8, an exit code of
+    255, since the truth is gone. Source: ioctl_pidfd(2), proc_pid_stat(5).
     """
     try:
         ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     except ChildProcessError:
-        return _exit_info(pidfd)
+        for found in (_exit_info(pidfd), _zombie_status(pidfd, pid), _exit_info(pidfd)):
+            if found is not None:
+                return found
+        return 255 << 8
     if ended is None:
         return 255 << 8
     if ended.si_code == os.CLD_EXITED:
@@ -845,17 +862,27 @@ def exit_status(pidfd: int) -> int:
     return ended.si_status | (0x80 if ended.si_code == os.CLD_DUMPED else 0)
 
 
-def _exit_info(pidfd: int) -> int:
+def _zombie_status(pidfd: int, pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        signal.pidfd_send_signal(pidfd, 0)  # still there, so it was its file
+    except OSError:
+        return None
+    return int(fields[-1]) if fields[0] == "Z" else None
+
+
+def _exit_info(pidfd: int) -> int | None:
     info = bytearray(64)
     info[0:8] = _PIDFD_INFO_EXIT.to_bytes(8, "little")
     try:
         fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
     except OSError as error:
         if error.errno in (errno.ENOTTY, errno.EINVAL, errno.ESRCH):
-            return 255 << 8
+            return None
         raise
     if not int.from_bytes(info[0:8], "little") & _PIDFD_INFO_EXIT:
-        return 255 << 8
+        return None
     return int.from_bytes(info[60:64], "little", signed=True)
 
 
