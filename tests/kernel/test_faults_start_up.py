@@ -122,7 +122,7 @@ def log_of(container: Container) -> bytes:
 
 UP = """
 cat = lambda text: Config(image="base", cmd=("sh", "-c", text))
-up = runtime.create(cat("echo up; touch /was-here; sleep 600"), "up")
+up = runtime.create(cat("touch /was-here; echo up; sleep 600"), "up")
 up.start()
 while not list(up.read_log()): pass
 runtime.create(cat("exit 6"), "done").run()
