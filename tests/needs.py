@@ -153,6 +153,12 @@ def _devpts() -> None:
         in_child(action)
 
 
+def _user_attributes() -> None:
+    """Attributes named user.* where tests' temporary directories are: tmpfs has them since 6.6."""
+    with tempfile.NamedTemporaryFile(prefix="dockpy-probe-") as file:
+        os.setxattr(file.name, "user.dockpy", b"1")
+
+
 def _mknod() -> None:
     with _directory() as place:
         os.mknod(place / "null", 0o020600, os.makedev(1, 3))
@@ -411,6 +417,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "overlay": _overlay,
     "devpts": _devpts,
     "mknod": _mknod,
+    "user_attributes": _user_attributes,
     "mount_api": _system_call(SYS_MOVE_MOUNT, "move_mount"),
     "open_tree": _system_call(SYS_OPEN_TREE, "open_tree"),
     "openat2": _system_call(SYS_OPENAT2, "openat2"),

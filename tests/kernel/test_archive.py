@@ -304,6 +304,7 @@ def test_a_tricky_archive_stays_inside(case: str, by_hand: bool, scene: Scene) -
     scene.check_outside()
 
 
+@pytest.mark.needs("user_attributes")
 def test_overlay_attributes_of_an_archive_are_dropped_and_others_kept(scene: Scene) -> None:
     records = {
         b"SCHILY.xattr.trusted.overlay.redirect": b"/etc",
