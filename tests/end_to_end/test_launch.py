@@ -17,6 +17,7 @@ import pytest
 
 from dockpy.api import launch
 from end_to_end.client import Client
+from end_to_end.daemon import Daemon
 from end_to_end.door import LONG, client_without_daemon, served, serving_lines
 
 pytestmark = pytest.mark.needs("root")
@@ -177,3 +178,13 @@ def test_a_killed_clients_container_goes_on_to_its_end(dockpy: Client) -> None:
         Path(f"/proc/{pid}/root/go").touch()
         assert dockpy.ok("wait", "gate").out == "7\n"
     assert dockpy.ok("logs", "gate").out == "before\nafter\n"
+
+
+@pytest.mark.needs("overlay", "busybox", "cgroups")
+def test_a_refused_second_daemon_ends_with_the_code_that_the_launch_knows(daemon: Daemon) -> None:
+    assert daemon.process is not None
+    for spelling in ("daemon", "-d"):
+        refused = daemon.client(spelling)
+        expected = f"{daemon.client.root} is in use by the dockpy engine with pid"
+        assert (refused.code, refused.out) == (launch.LOCKED, "")
+        assert refused.err == f"dockpy: {expected} {daemon.process.pid}\n"
