@@ -20,6 +20,7 @@ from dockpy import Config, Container, Runtime
 from dockpy.errors import CommandNotFound, KernelError, Locked
 from dockpy.model import Status
 from dockpy.runtime import cgroup_name
+from patience import patient
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
@@ -53,7 +54,7 @@ class Host:
             [sys.executable, "-c", program, str(self.root), str(self.run), script],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(SOURCE)},
-            timeout=60,
+            timeout=patient(60),
             check=False,
         )
         assert killed.returncode == -signal.SIGKILL
@@ -86,7 +87,7 @@ def end_family(pid: int) -> None:
 
 
 def until(check: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while not check():
         assert time.monotonic() < deadline, f"{what}: still not so"
         time.sleep(0.01)
@@ -177,6 +178,29 @@ def test_a_start_that_failed_is_still_one_to_the_next_engine(host: Host, reboot:
         state = runtime.get("fails").state
         assert (state.status, state.exit_code) == (Status.CREATED, CommandNotFound.exit_code)
         assert "nothing-there" in state.error
+
+
+CUT_SHORT = """
+import os, signal
+one = runtime.create(Config(image="base", cmd=("sh", "-c", "exit 5")), "one")
+%s
+one.released.wait()
+runtime._supervision.start = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+one.start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "state"), [("", (Status.CREATED, 0)), ("one.run()", (Status.EXITED, 5))]
+)
+def test_a_start_its_engine_died_in_before_it_asked_a_supervisor_did_not_happen(
+    host: Host, first: str, state: tuple[Status, int]
+) -> None:
+    with host.after(CUT_SHORT % first, reboot=False) as runtime:
+        found = runtime.get("one")
+        assert (found.directory / "work" / "work").exists()
+        assert (found.state.status, found.state.exit_code) == state
+        assert found.run() == 5
 
 
 def test_what_ran_without_an_engine_is_found_as_it_was(host: Host) -> None:
