@@ -48,9 +48,13 @@ def children() -> Count:
         for pid in pids:
             try:
                 comm, state = _stat(pid)
+                # Not the name it has just now: one that comes up gives itself another.
+                program = os.path.basename(
+                    Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+                )
             except OSError:
                 continue
-            found[f"{'zombie' if state == 'Z' else 'child'} {pid} ({comm})"] += 1
+            found[f"zombie {pid} ({comm})" if state == "Z" else f"child {pid} ({program})"] += 1
     return found
 
 

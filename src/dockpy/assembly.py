@@ -165,17 +165,19 @@ class Assembler:
     def _start(self, site: Site, attach: Sequence[Streams]) -> Started:
         config = site.config
         with Pile() as pile:
-            root = pile.add(
-                mounts.overlay(
-                    site.lowers,
-                    site.directory / "upper",
-                    site.directory / "work",
-                    volatile=config.auto_remove,
-                )
-            )
-            identity = site.identity or identify(config.user, root)
+            # Before the mount, which leaves a trace on the disk: an engine that comes after ours
+            # was killed sees by the empty cgroup that the program never ran.
             cgroup = self._cgroups.create(site.id, limits(config))
             try:
+                root = pile.add(
+                    mounts.overlay(
+                        site.lowers,
+                        site.directory / "upper",
+                        site.directory / "work",
+                        volatile=config.auto_remove,
+                    )
+                )
+                identity = site.identity or identify(config.user, root)
                 plan, request = self._prepare(pile, site, root, identity, cgroup)
                 outcome, attachments = self._supervision.start(request, attach)
             except BaseException:

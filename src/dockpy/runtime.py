@@ -114,6 +114,8 @@ class Runtime:
         self._identities: dict[tuple[str, str], Identity] = {}
         self._gone: dict[str, int] = {}
         self._gone_lines = 0
+        self._before_mount: dict[str, State] = {}
+        """While we start up: states of containers that may have run after they were written."""
         self._unwritten: dict[str, tuple[Container, Run]] = {}
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo:
@@ -312,10 +314,6 @@ class Runtime:
         config = record.config
         image = self.graph.get(record.image_id)
         fresh = not container.state.started_at
-        if not fresh or container.state.error:
-            # Nobody must take the last run's end for this one's, whatever happens now.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self.root}/containers/{record.id}/state.json")
         key = (image.id, config.user)
         hostname = config.hostname or (
             platform.node() if config.network_mode == "host" else record.id[:12]
@@ -331,6 +329,10 @@ class Runtime:
             hostname=hostname,
             identity=self._identities.get(key) if fresh else None,
         )
+        if not fresh or container.state.error:
+            # Older than any mount: nobody must take the last run's end for this one's.
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(f"{site.directory}/state.json", ns=(0, 0))
         try:
             started = self._assembler.start(site, attach)
         except BaseException:
@@ -586,14 +588,14 @@ class Runtime:
                 continue
             for unfinished in directory.glob(f"{TEMPORARY}*"):
                 unfinished.unlink()
-            container = Container(self, record, self._last_state(directory))
+            container = Container(self, record, self._last_state(record.id, directory))
             self._containers[record.id] = container
             self._ids.add(record.id)
         for directory in (self.run / "containers").iterdir():
             if directory.name not in self._containers:
                 remove_files(directory, keep=())
 
-    def _last_state(self, directory: Path) -> State:
+    def _last_state(self, identifier: str, directory: Path) -> State:
         path = directory / "state.json"
         written_at = 0
         try:
@@ -612,7 +614,8 @@ class Runtime:
             return state
         if mounted_at <= written_at and state.status is not Status.RUNNING:
             return state
-        # It was started after that, and neither a supervisor nor a record saw its end.
+        # It was started after that, and no record saw its end: a supervisor may have.
+        self._before_mount[identifier] = state
         return State(
             status=Status.EXITED,
             exit_code=LOST_WITH_HOST,
@@ -637,12 +640,8 @@ class Runtime:
                 container.adopt(run)
         for name in self.cgroups.names():
             if name not in running:
-                orphan = self.cgroups.open(name)
-                try:
-                    orphan.kill()
-                    orphan.remove()
-                except KernelError as error:
-                    self._warn(f"a container's processes were left and do not end: {error}")
+                self._end_orphan(name)
+        self._before_mount.clear()
         for container in list(self._containers.values()):
             if container.id in running:
                 continue
@@ -652,6 +651,19 @@ class Runtime:
             else:
                 remove_files(self.run / "containers" / container.id, keep=("config.json",))
         self._name_all()
+
+    def _end_orphan(self, name: str) -> None:
+        """End what runs in a cgroup that no supervisor answers for."""
+        orphan = self.cgroups.open(name)
+        before = self._before_mount.get(name)
+        try:
+            if before is not None and not orphan.stats().cpu_ns and not orphan.processes():
+                # The engine was killed before it had asked a supervisor for the start.
+                self._containers[name] = Container(self, self._containers[name].record, before)
+            orphan.kill()
+            orphan.remove()
+        except KernelError as error:
+            self._warn(f"a container's processes were left and do not end: {error}")
 
     def _name_all(self) -> None:
         """Give every container its name; of two with one name, which only a crash makes, the newer
