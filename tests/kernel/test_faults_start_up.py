@@ -26,6 +26,8 @@ pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 HOST_WENT_DOWN = 255
+KERNEL_TELLS_EXITS = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+"""PIDFD_GET_INFO: of processes that were never ours."""
 
 
 class Host:
@@ -67,12 +69,9 @@ class Host:
 
     def cgroups(self) -> list[str]:
         """Groups of containers, in any hierarchy."""
-        return [
-            name
-            for top in Path("/sys/fs/cgroup").glob(f"*/{cgroup_name(self.root)}")
-            for name in os.listdir(top)
-            if len(name) == 64
-        ]
+        name = cgroup_name(self.root)
+        tops = [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]
+        return [group for top in tops for group in os.listdir(top) if len(group) == 64]
 
 
 def end_family(pid: int) -> None:
@@ -239,7 +238,7 @@ def test_a_supervisor_killed_after_its_engine_leaves_its_containers_to_a_new_one
         with pytest.raises(TimeoutError):
             up.wait(0.2)
         up.kill()
-        assert up.state.exit_code == 137
+        assert up.state.exit_code == (137 if KERNEL_TELLS_EXITS else 255)
         assert log_of(up) == b"up\n"
 
 
@@ -426,5 +425,5 @@ def test_a_full_disk_at_the_create_is_told_by_class(
         with pytest.raises(KernelError, match="ENOSPC"):
             runtime.create(shell(""), "one")
         monkeypatch.undo()
-        assert runtime.list() == os.listdir(host.root / "containers") == []
+        assert [*runtime.list(), *os.listdir(host.root / "containers")] == []
         assert runtime.create(shell(""), "one").run() == 0
