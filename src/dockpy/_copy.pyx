@@ -1,27 +1,36 @@
 # cython: language_level=3
 """The pump: one epoll loop that moves the bytes of many containers.
 
-Output goes pipe -> staging pipe (splice) -> shared buffer (read) -> log (write) -> clients. The
-journal, a shared page, says at each moment which stream the bytes in staging and buffer belong to
-and how long the log was before them. Staging and journal are held by another process too, so after
-kill -9 a new pump finds the batch that was in flight, cuts the log back to where it began and
-writes it again: the log has every byte once. The phases:
+Output goes pipe -> staging pipe (splice) -> shared buffer (read) -> log (write) -> clients (through
+the staging pipe again, splice). The journal, a shared mapping, says at each moment whose bytes are
+where. Staging and journal are held by another process too, so after kill -9 a new pump finds what
+was in flight and finishes it: log and clients get every byte once. The phases of a batch:
 
     FILLING  bytes may be in staging; none are in the buffer
     READING  `size` bytes are in staging and buffer together, the buffer's come first
-    WRITING  all `size` bytes are in the buffer; the log may hold any part of the batch
-    COMMIT   the log has the batch; `next` takes the place of the stream's carry
+    WRITING  all `size` bytes are in the buffer; the log may hold any part of the batch: cut and redo
+    LOGGED   the log has the batch; its last `kept` bytes become the stream's tail
+    CLIENTS  clients numbered below `client` have the batch; the steps of one delivery are below
     IDLE     nothing is in flight
 
-A character cut off at a batch's end is kept in a table of the journal until its rest arrives.
+    LOADING  staging is being filled for one client; it has nothing of it: throw staging away
+    MOVING   what is not in staging any more, the client has
+    GIVEN    the client has `given` bytes; the rest belongs to its backlog
+
+A line whose end has not come is kept as the stream's tail until it comes, until the line is 16 KiB
+long, or for a tenth of a second: then it is logged as a part, so that a prompt is seen. A character
+cut off at the end of a part stays until its rest arrives. Tails and backlogs (what slow clients have
+not taken yet) live in the journal's mapping.
+
 The loop holds `lock` while it works and never while it waits; it does system calls and arithmetic.
-Source: splice(2), epoll(7), pidfd_open(2), the UTF-8 and JSON rules in `_log`.
+A process that ended stays a zombie until `remove`, so that its exit status outlives the pump.
+Source: splice(2), epoll(7), pidfd_open(2), waitid(2), the UTF-8 and JSON rules in `_log`.
 """
 
-from libc.errno cimport EAGAIN, EINTR, EPERM, errno
+from libc.errno cimport EAGAIN, EINTR, EINVAL, EPERM, errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memmove, memset, strlen
+from libc.string cimport memcpy, memmove, memset
 
 from dockpy._log cimport log_encode, log_tail
 
@@ -32,21 +41,26 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         F_DUPFD_CLOEXEC
         F_GETFL
+        F_GETPIPE_SZ
         F_SETFL
         F_SETPIPE_SZ
         O_APPEND
         O_CLOEXEC
         O_CREAT
         O_NONBLOCK
-        O_WRONLY
+        O_RDWR
         SPLICE_F_MOVE
         SPLICE_F_NONBLOCK
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     int ftruncate(int fd, int64_t size)
+    int64_t lseek(int fd, int64_t offset, int whence)
+    ssize_t pread(int fd, void *data, size_t size, int64_t offset)
     ssize_t read(int fd, void *data, size_t size)
     ssize_t write(int fd, const void *data, size_t size)
+    enum:
+        SEEK_CUR
 
 cdef extern from "<stdio.h>" nogil:
     int rename(const char *old, const char *new)
@@ -60,6 +74,7 @@ cdef extern from "<sys/stat.h>" nogil:
         int64_t st_size
         uint32_t st_mode
     int fstat(int fd, stat *status)
+    bint S_ISREG(uint32_t mode)
     bint S_ISSOCK(uint32_t mode)
 
 cdef extern from "<sys/ioctl.h>" nogil:
@@ -77,7 +92,10 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *at, size_t size, int protection, int flags, int fd, long offset)
     int munmap(void *at, size_t size)
+    int madvise(void *at, size_t size, int advice)
     enum:
+        MADV_REMOVE
+        MAP_NORESERVE
         MAP_SHARED
         PROT_READ
         PROT_WRITE
@@ -101,6 +119,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         EPOLL_CTL_ADD
         EPOLL_CTL_DEL
         EPOLL_CTL_MOD
+    uint32_t EPOLLET
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int value, int flags)
@@ -120,6 +139,7 @@ cdef extern from "<sys/wait.h>" nogil:
         P_PIDFD
         WEXITED
         WNOHANG
+        WNOWAIT
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -128,7 +148,18 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *now)
     int nanosleep(const timespec *duration, timespec *left)
     enum:
+        CLOCK_MONOTONIC
         CLOCK_REALTIME
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    cdef struct itimerspec:
+        timespec it_interval
+        timespec it_value
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
+    enum:
+        TFD_CLOEXEC
+        TFD_NONBLOCK
 
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
@@ -147,16 +178,22 @@ cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
 cdef enum:
-    PAGE = 4096
     BATCH = 262144
     OUT_ROOM = 655360
     TURN = 8
     BIG_PIPE = 1048576
-    CARRIES = 120
     MANY = 64
     INPUT = 65536
     STREAMING = 8192
     PAUSE = 80000
+    PATIENCE = 100000000  # nanoseconds an unfinished line waits for its end
+    LAST_WORDS = 1048576  # what is read of a terminal after the exit
+    HEADER = 16384
+    FRONT = 20480
+    TAILS = 4096
+    TAIL_ROOM = 16640
+    BACKLOGS = 128
+    BACKLOG_ROOM = 2097152
 
 cdef enum Kind:
     KIND_EXITED = 1
@@ -168,17 +205,43 @@ EXITED = KIND_EXITED
 ATTACHMENT_CLOSED = KIND_ATTACHMENT
 LOG_FAILED = KIND_LOG
 STDIN_CLOSED = KIND_STDIN
-JOURNAL_SIZE = PAGE + BATCH
+# Sparse: pages that were never needed take no memory.
+cdef size_t TAIL_HEADS_AT = HEADER
+cdef size_t BUFFER_AT = HEADER + TAILS * sizeof(Tail) + FRONT
+cdef size_t TAILS_AT = HEADER + TAILS * sizeof(Tail) + FRONT + BATCH
+cdef size_t BACKLOGS_AT = HEADER + TAILS * sizeof(Tail) + FRONT + BATCH + <size_t> TAILS * TAIL_ROOM
+cdef size_t WHOLE = HEADER + TAILS * sizeof(Tail) + FRONT + BATCH + <size_t> TAILS * TAIL_ROOM + <size_t> BACKLOGS * BACKLOG_ROOM
+
+JOURNAL_SIZE = WHOLE
 
 cdef enum Phase:
     IDLE
     FILLING
     READING
     WRITING
-    COMMIT
+    LOGGED
+    CLIENTS
+
+cdef enum Step:
+    NOTHING
+    LOADING
+    MOVING
+    GIVEN
+
+cdef enum Mode:
+    KEEP  # an unfinished line waits for its end
+    PART  # it is logged as a part; a cut-off character waits
+    LAST  # nothing more will come
+
+cdef enum Way:
+    WAY_SPLICE  # pipes and terminals: what left staging has arrived
+    WAY_FILE  # regular files: their position tells
+    WAY_PLAIN  # others: counted after each write
+    WAY_SOCKET
 
 cdef enum Role:
     ROLE_WAKE
+    ROLE_TIMER
     ROLE_EXIT
     ROLE_STDOUT
     ROLE_STDERR
@@ -194,31 +257,65 @@ cdef enum Why:
     WHY_BROKEN
     WHY_CLOSED
 
-cdef struct Carry:
+cdef struct Tail:
     uint64_t key
     int32_t stream
     int32_t size
-    char bytes[8]
+
+cdef struct Waiting:
+    uint64_t number
+    int32_t stream
+    int32_t used
+    uint64_t start
+    uint64_t end
 
 cdef struct Journal:
     uint32_t phase
+    uint32_t mode
     int32_t stream
+    uint32_t tails  # those ever used
     uint64_t key
     uint64_t size
     int64_t log_length
-    Carry next
-    Carry carries[CARRIES]
+    uint64_t kept
+    uint64_t client
+    # One delivery. `serving`: the client of a batch; `before`: where its backlog ended before.
+    uint64_t serving
+    uint64_t before
+    uint32_t step
+    int32_t slot  # of the backlog that is delivered, -1 for a batch
+    uint64_t origin  # where that backlog began
+    uint64_t asked
+    uint64_t base
+    uint64_t given
+    int64_t position
+    int32_t way
+    int32_t target  # the stream
+    uint64_t number
+    Waiting waiting[BACKLOGS]
 
 cdef struct Source:
     int role
     int fd
     uint32_t armed
+    int way
     bint pollable
-    bint is_socket
     bint big
+    bint due
+    int tail
     uint64_t moved
+    int64_t due_at
+    Source *due_before
+    Source *due_after
     Container *container
     Attachment *attachment
+
+cdef struct Backlog:
+    char *data
+    size_t room
+    int slot  # -1: in this process alone
+    Waiting own
+    Waiting *head
 
 cdef struct Queue:
     char *data
@@ -233,8 +330,8 @@ cdef struct Attachment:
     Source input
     Source out
     Source err
-    Queue out_queue
-    Queue err_queue
+    Backlog out_backlog
+    Backlog err_backlog
     Queue in_queue
     char keys[32]
     int keys_size
@@ -283,11 +380,22 @@ cdef struct Loop:
     int waiting
     bint stopping
     size_t streamed
+    bint running
+    bint timing
+    int timer
     Source wake_source
+    Source timer_source
+    Source *due_first
+    Source *due_last
+    int free_tails[TAILS]
+    int free_tail_count
     Container *containers
     Container *graves
     Attachment *attachment_graves
     Journal *journal
+    Tail *tails
+    char *tail_bytes
+    char *backlogs
     char *buffer
     char *encoded
     char *input
@@ -364,7 +472,13 @@ cdef void begin(Source *source, int role, int fd, Container *container, Attachme
     source.fd = fd
     source.armed = 0
     source.pollable = True
-    source.is_socket = fd >= 0 and fstat(fd, &status) == 0 and S_ISSOCK(status.st_mode)
+    source.way = WAY_SPLICE
+    source.tail = -1
+    if fd >= 0 and fstat(fd, &status) == 0:
+        if S_ISSOCK(status.st_mode):
+            source.way = WAY_SOCKET
+        elif S_ISREG(status.st_mode):
+            source.way = WAY_FILE
     source.container = container
     source.attachment = attachment
 
@@ -400,7 +514,7 @@ cdef ssize_t put(Source *source, const char *data, size_t size) noexcept nogil:
     cdef size_t done = 0
     cdef ssize_t one
     while done < size:
-        if source.is_socket:
+        if source.way == WAY_SOCKET:
             one = send(source.fd, data + done, size - done, MSG_DONTWAIT | MSG_NOSIGNAL)
         else:
             one = write(source.fd, data + done, size - done)
@@ -416,15 +530,37 @@ cdef ssize_t put(Source *source, const char *data, size_t size) noexcept nogil:
 
 # -- the log -----------------------------------------------------------------------------------
 
-cdef bint open_log(Container *container) noexcept nogil:
+cdef bint open_log(Loop *loop, Container *container) noexcept nogil:
     cdef stat status
     if container.log >= 0:
         return True
-    container.log = open(container.log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o640)
+    container.log = open(container.log_path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0o640)
     if container.log < 0:
         return False
     container.log_length = status.st_size if fstat(container.log, &status) == 0 else 0
+    mend_log(loop, container)
     return True
+
+
+cdef void mend_log(Loop *loop, Container *container) noexcept nogil:
+    # A crash of the machine tears the last line, or leaves a hole of zeros: back to the last newline.
+    cdef int64_t end = container.log_length
+    cdef ssize_t got
+    cdef size_t size
+    if end == 0 or (pread(container.log, loop.encoded, 1, end - 1) == 1 and loop.encoded[0] == c"\n"):
+        return
+    while end > 0:
+        size = <size_t> end if end < OUT_ROOM else OUT_ROOM
+        got = pread(container.log, loop.encoded, size, end - size)
+        if got != <ssize_t> size:
+            return
+        while size > 0 and loop.encoded[size - 1] != c"\n":
+            size -= 1
+            end -= 1
+        if size > 0:
+            break
+    if ftruncate(container.log, end) == 0:
+        container.log_length = end
 
 
 cdef void rotate(Container *container) noexcept nogil:
@@ -492,28 +628,26 @@ cdef bint tell_gap(Container *container, timespec *now) noexcept nogil:
     return True
 
 
-cdef Carry *carry_of(Loop *loop, uint64_t key, int stream, bint make) noexcept nogil:
-    cdef int i
-    cdef Carry *spare = NULL
-    for i in range(CARRIES):
-        if loop.journal.carries[i].size and loop.journal.carries[i].key == key and loop.journal.carries[i].stream == stream:
-            return &loop.journal.carries[i]
-        if spare == NULL and loop.journal.carries[i].size == 0:
-            spare = &loop.journal.carries[i]
-    return spare if make else NULL
-
-
-cdef size_t log_batch(Loop *loop, Container *container, int stream, const char *data, size_t size, bint last, timespec *now) noexcept nogil:
-    # Writes a batch; gives how many bytes at its end wait for the rest of a character.
+cdef size_t log_batch(
+    Loop *loop, Container *container, int stream, const char *data, size_t size, int mode,
+    bint may_keep, timespec *now,
+) noexcept nogil:
+    # Writes a batch; gives how many bytes at its end wait for the rest of their line or character.
     cdef char tail[80]
+    cdef char marks[80]
     cdef size_t tail_size
     cdef size_t used = 0
     cdef size_t done = 0
     cdef size_t taken
+    cdef size_t i
     cdef int64_t cut
-    if not open_log(container):
+    cdef bint partial = mode != KEEP or not may_keep
+    if not open_log(loop, container):
         log_lost(loop, container, size, 0, errno)
         return 0
+    if loop.journal.log_length < 0:
+        loop.journal.log_length = container.log_length
+        dockpy_fence()
     cut = container.log_length
     if container.missing and not tell_gap(container, now):
         log_lost(loop, container, size, cut, errno)
@@ -521,116 +655,416 @@ cdef size_t log_batch(Loop *loop, Container *container, int stream, const char *
     cut = container.log_length
     tail_size = log_tail(b"stderr" if stream == ROLE_STDERR else b"stdout", now.tv_sec, now.tv_nsec, tail)
     while done < size:
-        taken = log_encode(data + done, size - done, True, loop.encoded, OUT_ROOM, tail, tail_size, &used)
+        taken = log_encode(data + done, size - done, partial, loop.encoded, OUT_ROOM, tail, tail_size, &used)
         if taken == 0:
             break
         if not write_log(container, loop.encoded, used):
             log_lost(loop, container, size, cut, errno)
             return 0
         done += taken
-    return size - done
+    if done == size or (mode != LAST and may_keep):
+        return size - done
+    # The rest of a character will not come: as with other bytes that are none, a mark for each.
+    memcpy(marks, b"{\"log\":\"", 8)
+    used = 8
+    for i in range(size - done):
+        memcpy(marks + used, b"\\ufffd", 6)
+        used += 6
+    if not write_log(container, marks, used) or not write_log(container, tail, tail_size):
+        log_lost(loop, container, size, cut, errno)
+    return 0
 
 
-# -- output ------------------------------------------------------------------------------------
+# -- tails: unfinished lines -------------------------------------------------------------------
+
+cdef int64_t monotonic() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef void set_timer(Loop *loop) noexcept nogil:
+    cdef itimerspec when
+    if loop.timing or loop.due_first == NULL:
+        return
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = loop.due_first.due_at // 1000000000
+    when.it_value.tv_nsec = loop.due_first.due_at % 1000000000
+    loop.timing = timerfd_settime(loop.timer, 1, &when, NULL) == 0  # 1: an absolute time
+
+
+cdef void not_due(Loop *loop, Source *source) noexcept nogil:
+    if not source.due:
+        return
+    source.due = False
+    if source.due_before != NULL:
+        source.due_before.due_after = source.due_after
+    else:
+        loop.due_first = source.due_after
+    if source.due_after != NULL:
+        source.due_after.due_before = source.due_before
+    else:
+        loop.due_last = source.due_before
+
+
+cdef void due_later(Loop *loop, Source *source, int64_t at) noexcept nogil:
+    # All wait equally long, so the list is in the order of time.
+    not_due(loop, source)
+    source.due = True
+    source.due_at = at
+    source.due_before = loop.due_last
+    source.due_after = NULL
+    if loop.due_last != NULL:
+        loop.due_last.due_after = source
+    else:
+        loop.due_first = source
+    loop.due_last = source
+    set_timer(loop)
+
+
+cdef void free_tail(Loop *loop, int index) noexcept nogil:
+    loop.tails[index].size = 0
+    loop.free_tails[loop.free_tail_count] = index
+    loop.free_tail_count += 1
+
+
+cdef void drop_tail(Loop *loop, Source *source) noexcept nogil:
+    not_due(loop, source)
+    if source.tail >= 0:
+        free_tail(loop, source.tail)
+        source.tail = -1
+
+
+cdef bint find_tail(Loop *loop, Source *source) noexcept nogil:
+    # A place for the stream's tail, its old one if it has any; False when there is none.
+    if source.tail >= 0:
+        return True
+    if loop.free_tail_count > 0:
+        loop.free_tail_count -= 1
+        source.tail = loop.free_tails[loop.free_tail_count]
+    elif loop.journal.tails < TAILS:
+        source.tail = loop.journal.tails
+        loop.tails[source.tail].size = 0
+        dockpy_fence()
+        loop.journal.tails += 1
+    return source.tail >= 0
+
+
+cdef void settle_tail(Loop *loop, Container *container, Source *source, const char *data, size_t kept, bint fresh, int mode) noexcept nogil:
+    # The journal says LOGGED; may be done twice.
+    cdef Tail *tail
+    if kept == 0 or not find_tail(loop, source):
+        drop_tail(loop, source)
+        return
+    tail = &loop.tails[source.tail]
+    memcpy(loop.tail_bytes + <size_t> source.tail * TAIL_ROOM, data, kept)
+    tail.key = container.key
+    tail.stream = stream_of(source)
+    dockpy_fence()
+    tail.size = <int32_t> kept
+    if mode != KEEP:
+        not_due(loop, source)
+    elif fresh or not source.due:
+        due_later(loop, source, monotonic() + PATIENCE)
+
+
+cdef void log_unfinished(Loop *loop, Source *source, int mode) noexcept nogil:
+    # The line's end did not come in time, or never will.
+    cdef Container *container = source.container
+    cdef Journal *journal = loop.journal
+    not_due(loop, source)
+    if source.tail < 0 or container.log_path == NULL:
+        return
+    open_log(loop, container)
+    journal.key = container.key
+    journal.stream = stream_of(source)
+    journal.mode = mode
+    journal.size = 0
+    journal.log_length = container.log_length if container.log >= 0 else -1
+    dockpy_fence()
+    journal.phase = WRITING
+    finish_batch(loop, container, source, 0, mode)
+
+
+cdef void time_is_up(Loop *loop) noexcept nogil:
+    cdef uint64_t count
+    cdef int64_t now = monotonic()
+    read(loop.timer, &count, 8)
+    loop.timing = False
+    while loop.due_first != NULL and loop.due_first.due_at <= now:
+        log_unfinished(loop, loop.due_first, PART)
+    set_timer(loop)
+
+
+# -- clients -----------------------------------------------------------------------------------
+
+cdef int stream_of(Source *source) noexcept nogil:
+    if source.role == ROLE_STDERR or source.role == ROLE_CLIENT_ERR:
+        return ROLE_STDERR
+    return ROLE_STDOUT
+
 
 cdef Source *client_end(Attachment *attachment, int stream) noexcept nogil:
     return &attachment.err if stream == ROLE_STDERR else &attachment.out
 
 
-cdef Queue *client_queue(Attachment *attachment, int stream) noexcept nogil:
-    return &attachment.err_queue if stream == ROLE_STDERR else &attachment.out_queue
+cdef Backlog *client_backlog(Attachment *attachment, int stream) noexcept nogil:
+    return &attachment.err_backlog if stream == ROLE_STDERR else &attachment.out_backlog
 
 
-cdef void give(Loop *loop, Attachment *attachment, int stream, const char *data, size_t size) noexcept nogil:
+cdef size_t owed(Backlog *backlog) noexcept nogil:
+    return backlog.head.end - backlog.head.start if backlog.head != NULL else 0
+
+
+cdef void release(Loop *loop, Backlog *backlog) noexcept nogil:
+    if backlog.head == NULL:
+        return
+    if backlog.slot < 0:
+        free(backlog.data)
+    else:
+        backlog.head.used = 0
+        madvise(backlog.data, BACKLOG_ROOM, MADV_REMOVE)
+    memset(backlog, 0, sizeof(Backlog))
+
+
+cdef void adopt(Loop *loop, Backlog *backlog, int slot) noexcept nogil:
+    backlog.slot = slot
+    backlog.head = &loop.journal.waiting[slot]
+    backlog.data = loop.backlogs + <size_t> slot * BACKLOG_ROOM
+    backlog.room = BACKLOG_ROOM
+
+
+cdef bint append(Loop *loop, Backlog *backlog, uint64_t number, int stream, const char *data, size_t size) noexcept nogil:
+    cdef Waiting *head
+    cdef char *grown
+    cdef size_t had
+    cdef size_t room
+    cdef int i
+    if backlog.head == NULL:
+        for i in range(BACKLOGS):
+            head = &loop.journal.waiting[i]
+            if not head.used:
+                head.number = number
+                head.stream = stream
+                head.start = head.end = 0
+                dockpy_fence()
+                head.used = 1
+                adopt(loop, backlog, i)
+                break
+    if backlog.head == NULL or backlog.head.end + size > backlog.room:
+        # More than is shared: the rest of this client's life its bytes are this process's alone.
+        had = owed(backlog)
+        room = 2 * (had + size)
+        grown = <char *> malloc(room)
+        if grown == NULL:
+            return False
+        if had:
+            memcpy(grown, backlog.data + backlog.head.start, had)
+        release(loop, backlog)
+        backlog.data = grown
+        backlog.room = room
+        backlog.slot = -1
+        backlog.head = &backlog.own
+        backlog.own.end = had
+    memcpy(backlog.data + backlog.head.end, data, size)
+    dockpy_fence()
+    backlog.head.end += size
+    return True
+
+
+cdef int64_t position(Source *source) noexcept nogil:
+    # Of a regular file: grows by what we write.
+    cdef stat status
+    if fcntl(source.fd, F_GETFL) & O_APPEND:
+        return status.st_size if fstat(source.fd, &status) == 0 else 0
+    return lseek(source.fd, 0, SEEK_CUR)
+
+
+cdef void discard(Loop *loop) noexcept nogil:
+    # Staging is made empty; it never blocks.
+    cdef int left = 0
+    while ioctl(loop.staging_out, FIONREAD, &left) == 0 and left > 0:
+        if read(loop.staging_out, loop.input, INPUT if left > INPUT else left) <= 0 and errno != EINTR:
+            break
+
+
+cdef ssize_t deliver(Loop *loop, Source *source, uint64_t number, const char *data, size_t size, size_t done) noexcept nogil:
+    # To a client that has `done` bytes: how many it has then, or -1 when it is broken. The journal's
+    # step is GIVEN then.
+    cdef Journal *journal = loop.journal
+    cdef size_t moved
+    cdef ssize_t one
+    cdef int err = 0
+    journal.number = number
+    journal.target = stream_of(source)
+    while source.way == WAY_SPLICE and done < size:
+        journal.way = WAY_SPLICE
+        journal.base = journal.given = done
+        dockpy_fence()
+        journal.step = LOADING
+        one = write(loop.staging_in, data + done, size - done)
+        if one <= 0:
+            break  # staging is empty, so this does not happen; the rest waits
+        journal.asked = one
+        dockpy_fence()
+        journal.step = MOVING
+        moved = 0
+        while moved < journal.asked:
+            one = splice(loop.staging_out, NULL, source.fd, NULL, journal.asked - moved, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+            if one <= 0:
+                err = errno if one < 0 else EAGAIN
+                if err == EINTR:
+                    continue
+                break
+            moved += one
+        done += moved
+        journal.given = done
+        dockpy_fence()
+        journal.step = GIVEN
+        if moved == journal.asked:
+            continue
+        discard(loop)
+        if err == EINVAL:
+            source.way = WAY_PLAIN  # nothing that can be spliced to
+        elif err == EAGAIN:
+            return done
+        else:
+            return -1
+    if source.way == WAY_SPLICE or done == size:
+        return done
+    journal.way = source.way
+    journal.base = journal.given = done
+    journal.position = position(source) if source.way == WAY_FILE else 0
+    dockpy_fence()
+    journal.step = MOVING
+    while done < size:
+        if source.way == WAY_SOCKET:
+            one = send(source.fd, data + done, size - done, MSG_DONTWAIT | MSG_NOSIGNAL)
+        else:
+            one = write(source.fd, data + done, size - done)
+        if one < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                break
+            return -1
+        done += one
+        journal.given = done
+    dockpy_fence()
+    journal.step = GIVEN
+    return done
+
+
+cdef void make_roomy(Source *source) noexcept nogil:
+    if not source.big:
+        source.big = True
+        if source.way == WAY_SPLICE:
+            fcntl(source.fd, F_SETPIPE_SZ, BIG_PIPE)
+
+
+cdef void give(Loop *loop, Attachment *attachment, int stream, const char *data, size_t size, size_t has) noexcept nogil:
+    # A batch to one client, which has the first `has` bytes already.
     cdef Source *source = client_end(attachment, stream)
-    cdef Queue *queue = client_queue(attachment, stream)
+    cdef Backlog *backlog = client_backlog(attachment, stream)
     cdef ssize_t done = 0
     if source.fd < 0 or attachment.closing:
         return
-    if queued(queue) == 0:
-        done = put(source, data, size)
+    if owed(backlog) == 0:
+        done = deliver(loop, source, attachment.number, data, size, has)
+        if 0 <= done < <ssize_t> size and not source.big:
+            make_roomy(source)
+            done = deliver(loop, source, attachment.number, data, size, done)
         if done < 0:
             close_attachment(loop, attachment, WHY_BROKEN)
             return
-    if <size_t> done < size:
-        if not source.is_socket:
-            fcntl(source.fd, F_SETPIPE_SZ, BIG_PIPE)
-        if not enqueue(queue, data + done, size - done):
+        has = done
+    if has < size:
+        if not append(loop, backlog, attachment.number, stream, data + has, size - has):
             close_attachment(loop, attachment, WHY_BROKEN)
             return
         arm(loop, source, EPOLLOUT)
 
 
+cdef void serve_clients(Loop *loop, Container *container, int stream, size_t size) noexcept nogil:
+    # The journal says CLIENTS. They are in the order of their numbers.
+    cdef Journal *journal = loop.journal
+    cdef Attachment *attachment = container.attachments
+    cdef Attachment *following
+    cdef Backlog *backlog
+    cdef size_t has
+    while attachment != NULL:
+        following = attachment.next
+        if attachment.number >= journal.client:
+            backlog = client_backlog(attachment, stream)
+            has = 0
+            if journal.serving == attachment.number:
+                # A killed pump was at it: without what it may have appended.
+                has = journal.given if journal.step == GIVEN else 0
+                if backlog.head != NULL:
+                    backlog.head.end = journal.before
+            else:
+                journal.serving = 0
+                dockpy_fence()
+                journal.step = NOTHING
+                journal.before = backlog.head.end if backlog.head != NULL else 0
+                journal.slot = -1
+                dockpy_fence()
+                journal.serving = attachment.number
+            give(loop, attachment, stream, loop.buffer, size, has)
+            dockpy_fence()
+            journal.client = attachment.number + 1
+        attachment = following
+    dockpy_fence()
+    journal.serving = 0
+    journal.step = NOTHING
+
+
 cdef bint clients_are_slow(Container *container) noexcept nogil:
     cdef Attachment *attachment = container.attachments
     while attachment != NULL:
-        if queued(&attachment.out_queue) or queued(&attachment.err_queue):
+        if owed(&attachment.out_backlog) or owed(&attachment.err_backlog):
             return True
         attachment = attachment.next
     return False
 
 
-cdef void commit(Loop *loop) noexcept nogil:
-    # May be done twice: what a killed pump committed is committed again.
+# -- output ------------------------------------------------------------------------------------
+
+cdef void finish_batch(Loop *loop, Container *container, Source *source, size_t size, int mode) noexcept nogil:
+    # The buffer holds `size` bytes; the journal says WRITING.
+    cdef timespec now
     cdef Journal *journal = loop.journal
-    cdef Carry *carry = carry_of(loop, journal.key, journal.stream, journal.next.size > 0)
-    if carry != NULL:
-        carry.key = journal.key
-        carry.stream = journal.stream
-        memcpy(carry.bytes, journal.next.bytes, 8)
-        carry.size = journal.next.size
+    cdef size_t front = 0
+    cdef size_t kept = 0
+    if container.log_path != NULL:
+        clock_gettime(CLOCK_REALTIME, &now)
+        if source.tail >= 0:
+            front = loop.tails[source.tail].size
+            memcpy(loop.buffer - front, loop.tail_bytes + <size_t> source.tail * TAIL_ROOM, front)
+        kept = log_batch(
+            loop, container, journal.stream, loop.buffer - front, size + front, mode,
+            source.tail >= 0 or loop.free_tail_count > 0 or journal.tails < TAILS, &now,
+        )
+    journal.kept = kept
+    dockpy_fence()
+    journal.phase = LOGGED
+    after_log(loop, container, source, size, kept < size + front, mode)
+
+
+cdef void after_log(Loop *loop, Container *container, Source *source, size_t size, bint fresh, int mode) noexcept nogil:
+    cdef Journal *journal = loop.journal
+    settle_tail(loop, container, source, loop.buffer + size - journal.kept, journal.kept, fresh, mode)
+    if size and container.attachments != NULL:
+        journal.client = 0
+        journal.serving = 0
+        journal.step = NOTHING
+        dockpy_fence()
+        journal.phase = CLIENTS
+        serve_clients(loop, container, journal.stream, size)
     dockpy_fence()
     journal.phase = IDLE
-
-
-cdef void finish_batch(Loop *loop, Container *container, int stream, size_t size, bint last) noexcept nogil:
-    # The buffer holds `size` bytes of `stream`; the journal says WRITING.
-    cdef timespec now
-    cdef Attachment *attachment
-    cdef Attachment *following
-    cdef Carry *carry = NULL
-    cdef size_t kept = 0
-    cdef size_t before = 0
-    clock_gettime(CLOCK_REALTIME, &now)
-    if container.log_path != NULL:
-        carry = carry_of(loop, container.key, stream, False)
-        if carry != NULL:
-            # The buffer has room for it in front: see `PAGE` bytes before it in the mapping.
-            before = carry.size
-            memcpy(loop.buffer - before, carry.bytes, before)
-        kept = log_batch(loop, container, stream, loop.buffer - before, size + before, last, &now)
-        if kept > 3:
-            kept = 0
-    attachment = container.attachments
-    while attachment != NULL:
-        following = attachment.next
-        give(loop, attachment, stream, loop.buffer, size)
-        attachment = following
-    loop.journal.next.size = <int32_t> kept
-    memcpy(loop.journal.next.bytes, loop.buffer + size - kept, kept)
-    dockpy_fence()
-    loop.journal.phase = COMMIT
-    commit(loop)
     if container.log >= 0 and container.log_limit and container.log_length >= container.log_limit:
         rotate(container)
-
-
-cdef void flush_carry(Loop *loop, Container *container, int stream) noexcept nogil:
-    # The program is gone: the rest of a cut-off character will not come.
-    cdef char line[256]
-    cdef char tail[80]
-    cdef size_t size
-    cdef timespec now
-    cdef Carry *carry = carry_of(loop, container.key, stream, False)
-    if carry == NULL or container.log_path == NULL:
-        return
-    carry.size = 0
-    clock_gettime(CLOCK_REALTIME, &now)
-    size = log_tail(b"stderr" if stream == ROLE_STDERR else b"stdout", now.tv_sec, now.tv_nsec, tail)
-    memcpy(line, b"{\"log\":\"\\ufffd", 14)
-    memcpy(line + 14, tail, size)
-    if open_log(container):
-        write_log(container, line, 14 + size)
 
 
 cdef size_t batch_limit(Container *container) noexcept nogil:
@@ -647,16 +1081,16 @@ cdef size_t batch_limit(Container *container) noexcept nogil:
 
 cdef int take_batch(Loop *loop, Container *container, Source *source) noexcept nogil:
     # 1: a batch was moved; 0: nothing there now; -1: the other end is closed.
-    cdef int stream = ROLE_STDERR if source.role == ROLE_STDERR else ROLE_STDOUT
     cdef size_t limit = batch_limit(container)
     cdef Journal *journal = loop.journal
     cdef ssize_t moved
     cdef ssize_t got
     cdef size_t done = 0
     if container.log_path != NULL and container.log < 0:
-        open_log(container)
+        open_log(loop, container)
     journal.key = container.key
-    journal.stream = stream
+    journal.stream = stream_of(source)
+    journal.mode = KEEP
     journal.log_length = container.log_length if container.log >= 0 else -1
     dockpy_fence()
     journal.phase = FILLING
@@ -686,7 +1120,7 @@ cdef int take_batch(Loop *loop, Container *container, Source *source) noexcept n
     if source.moved > BIG_PIPE and not source.big:
         source.big = True
         fcntl(source.fd, F_SETPIPE_SZ, BIG_PIPE)
-    finish_batch(loop, container, stream, moved, False)
+    finish_batch(loop, container, source, moved, KEEP)
     return 1
 
 
@@ -700,13 +1134,16 @@ cdef void output(Loop *loop, Container *container, Source *source) noexcept nogi
         if got == 0:
             return
         if got < 0:
-            if source.role == ROLE_TTY and not container.ended:
-                # No slave is open just now; a later program may open one. Looked at again at exit.
-                arm(loop, source, 0)
-            elif source.role != ROLE_TTY:
+            if source.role == ROLE_TTY:
+                # No slave is open just now; a later program may open one: tell us when that changes.
+                arm(loop, source, EPOLLIN | EPOLLET | (source.armed & EPOLLOUT))
+            else:
                 shut(loop, source)
+                log_unfinished(loop, source, LAST)
             return
-        if clients_are_slow(container) and not container.ended:
+        if source.armed & EPOLLET:
+            arm(loop, source, EPOLLIN | (source.armed & EPOLLOUT))
+        if clients_are_slow(container):
             throttle(loop, container)
             return
         if dockpy_load(&loop.waiting) > 0:
@@ -734,9 +1171,17 @@ cdef Source *container_input(Container *container) noexcept nogil:
 
 
 cdef void close_stdin(Loop *loop, Container *container) noexcept nogil:
-    if container.stdin.fd >= 0:
-        shut(loop, &container.stdin)
-        note(loop, KIND_STDIN, container.key, 0)
+    # Clients that feed it learn it too: what they still send has nowhere to go.
+    cdef Attachment *attachment = container.attachments
+    if container.stdin.fd < 0:
+        return
+    shut(loop, &container.stdin)
+    note(loop, KIND_STDIN, container.key, 0)
+    while attachment != NULL:
+        shut(loop, &attachment.input)
+        attachment.in_queue.start = attachment.in_queue.end = 0
+        attachment.input_ended = False
+        attachment = attachment.next
 
 
 cdef size_t without_keys(Attachment *attachment, const char *data, size_t size, char *out, bint *detach) noexcept nogil:
@@ -848,7 +1293,7 @@ cdef bint client_input(Loop *loop, Attachment *attachment) noexcept nogil:
     if queued(&attachment.in_queue):
         arm(loop, &attachment.input, 0)
         return False
-    if attachment.input.is_socket:
+    if attachment.input.way == WAY_SOCKET:
         got = recv(attachment.input.fd, loop.input, INPUT, MSG_DONTWAIT)
     else:
         got = read(attachment.input.fd, loop.input, INPUT)
@@ -920,8 +1365,8 @@ cdef void close_attachment(Loop *loop, Attachment *attachment, int why) noexcept
     shut(loop, &attachment.input)
     shut(loop, &attachment.out)
     shut(loop, &attachment.err)
-    empty(&attachment.out_queue)
-    empty(&attachment.err_queue)
+    release(loop, &attachment.out_backlog)
+    release(loop, &attachment.err_backlog)
     empty(&attachment.in_queue)
     note(loop, KIND_ATTACHMENT, attachment.number, why)
     attachment.next = loop.attachment_graves
@@ -932,21 +1377,43 @@ cdef void close_attachment(Loop *loop, Attachment *attachment, int why) noexcept
 
 
 cdef void close_if_flushed(Loop *loop, Attachment *attachment) noexcept nogil:
-    if attachment.container.announced and not queued(&attachment.out_queue) and not queued(&attachment.err_queue):
+    if attachment.container.announced and not owed(&attachment.out_backlog) and not owed(&attachment.err_backlog):
         close_attachment(loop, attachment, WHY_ENDED)
+
+
+cdef size_t room_in(Source *source) noexcept nogil:
+    # About what a client takes now: loading more into staging would be for nothing.
+    cdef int used = 0
+    cdef int size = fcntl(source.fd, F_GETPIPE_SZ) if source.way == WAY_SPLICE else 0
+    if size <= 0:
+        return 4096 if source.way == WAY_SPLICE else INPUT  # a terminal takes little at a time
+    if ioctl(source.fd, FIONREAD, &used) != 0 or size - used < 4096:
+        return 4096
+    return size - used
 
 
 cdef void client_takes_output(Loop *loop, Attachment *attachment, int stream) noexcept nogil:
     cdef Source *source = client_end(attachment, stream)
-    cdef Queue *queue = client_queue(attachment, stream)
-    cdef ssize_t done = put(source, queue.data + queue.start, queued(queue))
+    cdef Backlog *backlog = client_backlog(attachment, stream)
+    cdef Journal *journal = loop.journal
     cdef Container *container = attachment.container
+    cdef size_t size = owed(backlog)
+    cdef size_t room
+    cdef ssize_t done = 0
+    if size > 0:
+        room = room_in(source)
+        journal.slot = backlog.slot
+        journal.origin = backlog.head.start
+        done = deliver(loop, source, attachment.number, backlog.data + backlog.head.start, size if size < room else room, 0)
+        if done > 0:
+            backlog.head.start += done
+        dockpy_fence()
+        journal.step = NOTHING
     if done < 0:
         close_attachment(loop, attachment, WHY_BROKEN)
         return
-    queue.start += done
-    if queued(queue) == 0:
-        empty(queue)
+    if owed(backlog) == 0:
+        release(loop, backlog)
         arm(loop, source, 0)
         if container.announced:
             close_if_flushed(loop, attachment)
@@ -955,9 +1422,16 @@ cdef void client_takes_output(Loop *loop, Attachment *attachment, int stream) no
 
 
 cdef void drain(Loop *loop, Container *container, Source *source) noexcept nogil:
-    while source.fd >= 0:
-        if take_batch(loop, container, source) <= 0:
-            break
+    # What was there when it ended: somebody else who writes to its pipe does not hold us up.
+    cdef int left = 0
+    cdef uint64_t end
+    if source.fd < 0:
+        return
+    if source.role == ROLE_TTY or ioctl(source.fd, FIONREAD, &left) != 0:
+        left = LAST_WORDS
+    end = source.moved + left
+    while source.moved < end and take_batch(loop, container, source) > 0:
+        pass
     shut(loop, source)
 
 
@@ -967,7 +1441,7 @@ cdef void exited(Loop *loop, Container *container) noexcept nogil:
     cdef Attachment *following
     cdef int status = -1
     memset(&info, 0, sizeof(info))
-    if waitid(P_PIDFD, container.exit.fd, &info, WEXITED) == 0:
+    if waitid(P_PIDFD, container.exit.fd, &info, WEXITED | WNOWAIT) == 0:
         if info.si_code == CLD_EXITED:
             status = info.si_status << 8
         else:
@@ -979,8 +1453,9 @@ cdef void exited(Loop *loop, Container *container) noexcept nogil:
     drain(loop, container, &container.out)
     drain(loop, container, &container.err)
     drain(loop, container, &container.tty)
-    flush_carry(loop, container, ROLE_STDOUT)
-    flush_carry(loop, container, ROLE_STDERR)
+    log_unfinished(loop, &container.out, LAST)
+    log_unfinished(loop, &container.err, LAST)
+    log_unfinished(loop, &container.tty, LAST)
     shut(loop, &container.stdin)
     container.announced = True
     note(loop, KIND_EXITED, container.key, status)
@@ -1006,13 +1481,8 @@ cdef void bury(Loop *loop) noexcept nogil:
         free(container)
 
 
-cdef void drop_carry(Loop *loop, uint64_t key, int stream) noexcept nogil:
-    cdef Carry *carry = carry_of(loop, key, stream, False)
-    if carry != NULL:
-        carry.size = 0
-
-
 cdef void unlink_container(Loop *loop, Container *container) noexcept nogil:
+    cdef siginfo_t info
     cdef Container **link = &loop.containers
     while link[0] != NULL and link[0] != container:
         link = &link[0].next
@@ -1022,8 +1492,12 @@ cdef void unlink_container(Loop *loop, Container *container) noexcept nogil:
     container.announced = True
     while container.attachments != NULL:
         close_attachment(loop, container.attachments, WHY_CLOSED)
-    drop_carry(loop, container.key, ROLE_STDOUT)
-    drop_carry(loop, container.key, ROLE_STDERR)
+    if not loop.stopping:
+        drop_tail(loop, &container.out)
+        drop_tail(loop, &container.err)
+        drop_tail(loop, &container.tty)
+    if container.ended and container.exit.fd >= 0:
+        waitid(P_PIDFD, container.exit.fd, &info, WEXITED | WNOHANG)
     shut(loop, &container.exit)
     shut(loop, &container.out)
     shut(loop, &container.err)
@@ -1036,12 +1510,22 @@ cdef void unlink_container(Loop *loop, Container *container) noexcept nogil:
     loop.graves = container
 
 
+cdef Container *find(Loop *loop, uint64_t key) noexcept nogil:
+    cdef Container *container = loop.containers
+    while container != NULL and container.key != key:
+        container = container.next
+    return container
+
+
 # -- the loop ----------------------------------------------------------------------------------
 
 cdef void serve(Loop *loop, Source *source, uint32_t events) noexcept nogil:
     cdef uint64_t count
     if source.role == ROLE_WAKE:
         read(loop.wake, &count, 8)
+        return
+    if source.role == ROLE_TIMER:
+        time_is_up(loop)
         return
     if source.fd < 0:
         return
@@ -1071,47 +1555,133 @@ cdef void serve(Loop *loop, Source *source, uint32_t events) noexcept nogil:
         client_takes_output(loop, source.attachment, ROLE_STDERR)
 
 
-cdef void recover(Loop *loop) noexcept nogil:
-    # Finish what a killed pump had in flight.
-    cdef Journal *journal = loop.journal
+cdef Source *source_of(Container *container, int stream) noexcept nogil:
+    if stream == ROLE_STDERR:
+        return &container.err
+    return &container.tty if container.tty.fd >= 0 else &container.out
+
+
+cdef Attachment *attachment_of(Loop *loop, uint64_t number) noexcept nogil:
     cdef Container *container = loop.containers
+    cdef Attachment *found
+    while container != NULL:
+        found = container.attachments
+        while found != NULL:
+            if found.number == number:
+                return found
+            found = found.next
+        container = container.next
+    return NULL
+
+
+cdef void recover_delivery(Loop *loop) noexcept nogil:
+    # How much of what was on its way to a client arrived: the step is GIVEN or NOTHING then.
+    cdef Journal *journal = loop.journal
+    cdef Attachment *attachment
+    cdef Waiting *head
+    cdef int64_t moved
+    cdef int left = 0
+    if journal.step == LOADING:
+        journal.given = journal.base
+    elif journal.step == MOVING and journal.way == WAY_SPLICE:
+        ioctl(loop.staging_out, FIONREAD, &left)
+        journal.given = journal.base + journal.asked - left
+    elif journal.step == MOVING and journal.way == WAY_FILE:
+        attachment = attachment_of(loop, journal.number)
+        if attachment != NULL and client_end(attachment, journal.target).fd >= 0:
+            moved = position(client_end(attachment, journal.target)) - journal.position
+            if moved > <int64_t> (journal.given - journal.base):
+                journal.given = journal.base + moved
+    if journal.step != NOTHING:
+        dockpy_fence()
+        journal.step = GIVEN
+    discard(loop)
+    if journal.step == GIVEN and journal.phase != CLIENTS:
+        if 0 <= journal.slot < BACKLOGS:
+            head = &journal.waiting[journal.slot]
+            if head.used and head.number == journal.number and journal.origin + journal.given <= head.end:
+                head.start = journal.origin + journal.given
+        dockpy_fence()
+        journal.step = NOTHING
+
+
+cdef void recover_batch(Loop *loop) noexcept nogil:
+    cdef Journal *journal = loop.journal
+    cdef Container *container = find(loop, journal.key)
+    cdef Source *source
     cdef int left = 0
     cdef size_t have
     cdef ssize_t got
+    if journal.phase == FILLING or journal.phase == READING:
+        ioctl(loop.staging_out, FIONREAD, &left)
+        if journal.phase == FILLING:
+            journal.size = left
+            dockpy_fence()
+            journal.phase = READING
+        have = journal.size - left
+        while have < journal.size:
+            got = read(loop.staging_out, loop.buffer + have, journal.size - have)
+            if got <= 0:
+                break
+            have += got
+        dockpy_fence()
+        journal.phase = IDLE if journal.size == 0 else WRITING
+    if container == NULL:
+        journal.phase = IDLE  # nobody wants it any more
     if journal.phase == IDLE:
         return
-    if journal.phase == COMMIT:
-        commit(loop)
-        return
-    ioctl(loop.staging_out, FIONREAD, &left)
-    if journal.phase == FILLING:
-        journal.size = left
-        have = 0
-    elif journal.phase == READING:
-        have = journal.size - left
-    else:
-        have = journal.size
-    while have < journal.size:
-        got = read(loop.staging_out, loop.buffer + have, journal.size - have)
-        if got <= 0:
-            break
-        have += got
-    while container != NULL and container.key != journal.key:
-        container = container.next
-    if container == NULL or journal.size == 0:
+    source = source_of(container, journal.stream)
+    if journal.phase == WRITING:
+        if (
+            container.log_path != NULL
+            and journal.log_length >= 0
+            and open_log(loop, container)
+            and container.log_length > journal.log_length
+        ):
+            ftruncate(container.log, journal.log_length)
+            container.log_length = journal.log_length
+        finish_batch(loop, container, source, journal.size, journal.mode)
+    elif journal.phase == LOGGED:
+        after_log(loop, container, source, journal.size, True, journal.mode)
+    elif journal.phase == CLIENTS:
+        serve_clients(loop, container, journal.stream, journal.size)
+        dockpy_fence()
         journal.phase = IDLE
-        return
-    if (
-        container.log_path != NULL
-        and journal.log_length >= 0
-        and open_log(container)
-        and container.log_length > journal.log_length
-    ):
-        ftruncate(container.log, journal.log_length)
-        container.log_length = journal.log_length
-    dockpy_fence()
-    journal.phase = WRITING
-    finish_batch(loop, container, journal.stream, journal.size, False)
+
+
+cdef void recover(Loop *loop) noexcept nogil:
+    # Finish what a killed pump had in flight, and forget what belongs to nobody.
+    cdef Journal *journal = loop.journal
+    cdef Container *container
+    cdef Attachment *attachment
+    cdef Source *source
+    cdef int i
+    if journal.phase != FILLING and journal.phase != READING:
+        recover_delivery(loop)
+    for i in range(<int> journal.tails):
+        container = find(loop, loop.tails[i].key) if loop.tails[i].size > 0 else NULL
+        source = NULL if container == NULL else source_of(container, loop.tails[i].stream)
+        if source == NULL or source.tail >= 0:
+            free_tail(loop, i)
+        else:
+            source.tail = i
+            due_later(loop, source, monotonic() + PATIENCE)
+    for i in range(BACKLOGS):
+        if not journal.waiting[i].used:
+            continue
+        attachment = attachment_of(loop, journal.waiting[i].number)
+        if attachment == NULL:
+            journal.waiting[i].used = 0
+        else:
+            adopt(loop, client_backlog(attachment, journal.waiting[i].stream), i)
+            arm(loop, client_end(attachment, journal.waiting[i].stream), EPOLLOUT)
+    recover_batch(loop)
+    container = loop.containers
+    while container != NULL:
+        if clients_are_slow(container):
+            throttle(loop, container)
+        container = container.next
+    loop.running = True
 
 
 cdef void run_loop(Loop *loop) noexcept nogil:
@@ -1137,6 +1707,8 @@ cdef void run_loop(Loop *loop) noexcept nogil:
         pthread_mutex_lock(&loop.lock)
         for i in range(count):
             serve(loop, <Source *> events[i].data.ptr, events[i].events)
+    while loop.due_first != NULL:
+        log_unfinished(loop, loop.due_first, PART)
     pthread_mutex_unlock(&loop.lock)
 
 
@@ -1145,13 +1717,6 @@ cdef void enter(Loop *loop) noexcept nogil:
     dockpy_add(&loop.waiting, 1)
     pthread_mutex_lock(&loop.lock)
     dockpy_add(&loop.waiting, -1)
-
-
-cdef Container *find(Loop *loop, uint64_t key) noexcept nogil:
-    cdef Container *container = loop.containers
-    while container != NULL and container.key != key:
-        container = container.next
-    return container
 
 
 cdef class Pump:
@@ -1164,42 +1729,54 @@ cdef class Pump:
     def __cinit__(self, object staging, int journal):
         memset(&self.loop, 0, sizeof(Loop))
         self.mapping = NULL
-        self.loop.epoll = self.loop.wake = self.loop.event = -1
+        self.loop.epoll = self.loop.wake = self.loop.event = self.loop.timer = -1
 
     def __init__(self, object staging, int journal):
         cdef epoll_event event
-        cdef void *mapped = mmap(NULL, JOURNAL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, journal, 0)
+        cdef stat status
+        cdef void *mapped
+        if sizeof(Journal) > HEADER:
+            raise AssertionError("the journal's header is too small")
+        if fstat(journal, &status) != 0 or status.st_size < <int64_t> WHOLE:
+            raise ValueError(f"the journal needs {WHOLE} bytes")
+        mapped = mmap(NULL, WHOLE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, journal, 0)
         if mapped == MAP_FAILED:
             raise OSError(errno, "map the journal")
         self.mapping = <char *> mapped
         self.loop.staging_out, self.loop.staging_in = staging
         fcntl(self.loop.staging_in, F_SETPIPE_SZ, BIG_PIPE)
         self.loop.journal = <Journal *> mapped
-        # A carry goes right before the buffer: the last bytes of the journal's page are free.
-        self.loop.buffer = self.mapping + PAGE
+        self.loop.tails = <Tail *> (self.mapping + TAIL_HEADS_AT)
+        # A tail goes right before the buffer: FRONT bytes there are free.
+        self.loop.buffer = self.mapping + BUFFER_AT
+        self.loop.tail_bytes = self.mapping + TAILS_AT
+        self.loop.backlogs = self.mapping + BACKLOGS_AT
         self.loop.encoded = <char *> malloc(OUT_ROOM + 64)
         self.loop.input = <char *> malloc(2 * INPUT + 64)
         self.loop.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.loop.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.loop.event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        self.loop.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
         self.event_fd = self.loop.event
         if self.loop.encoded == NULL or self.loop.input == NULL:
             raise MemoryError
-        if self.loop.epoll < 0 or self.loop.wake < 0 or self.loop.event < 0:
+        if self.loop.epoll < 0 or self.loop.wake < 0 or self.loop.event < 0 or self.loop.timer < 0:
             raise OSError(errno, "make the pump's descriptors")
         pthread_mutex_init(&self.loop.lock, NULL)
         begin(&self.loop.wake_source, ROLE_WAKE, self.loop.wake, NULL, NULL)
         arm(&self.loop, &self.loop.wake_source, EPOLLIN)
+        begin(&self.loop.timer_source, ROLE_TIMER, self.loop.timer, NULL, NULL)
+        arm(&self.loop, &self.loop.timer_source, EPOLLIN)
 
     def __dealloc__(self):
         while self.loop.containers != NULL:
             unlink_container(&self.loop, self.loop.containers)
         bury(&self.loop)
-        for fd in (self.loop.epoll, self.loop.wake, self.loop.event):
+        for fd in (self.loop.epoll, self.loop.wake, self.loop.event, self.loop.timer):
             if fd >= 0:
                 close(fd)
         if self.mapping != NULL:
-            munmap(self.mapping, JOURNAL_SIZE)
+            munmap(self.mapping, WHOLE)
             pthread_mutex_destroy(&self.loop.lock)
         free(self.loop.encoded)
         free(self.loop.input)
@@ -1297,6 +1874,7 @@ cdef class Pump:
         bytes detach_keys not None,
     ):
         cdef Attachment *fresh = <Attachment *> calloc(1, sizeof(Attachment))
+        cdef Attachment **link
         cdef Container *container
         cdef const char *keys = detach_keys
         if fresh == NULL:
@@ -1321,8 +1899,12 @@ cdef class Pump:
                 free(fresh)
             else:
                 fresh.container = container
-                fresh.next = container.attachments
-                container.attachments = fresh
+                # In the order of their numbers: the journal counts clients with it.
+                link = &container.attachments
+                while link[0] != NULL and link[0].number < attachment:
+                    link = &link[0].next
+                fresh.next = link[0]
+                link[0] = fresh
                 if container_input(container).fd < 0:
                     shut(&self.loop, &fresh.input)
                 elif fresh.input.fd >= 0:

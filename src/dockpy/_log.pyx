@@ -8,10 +8,19 @@ had not been written yet (a prompt). Bytes that are not UTF-8 become U+FFFD. Esc
 times: RFC 3339; times of day from days since the epoch by the civil calendar's 400-year cycle.
 """
 
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memmove
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout)
+    enum:
+        POLLOUT
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buffer, size_t size)
@@ -376,33 +385,79 @@ cdef bint decode(const char *line, size_t size, unsigned char *out, Entry *entry
                 if 0xdc00 <= second < 0xe000:
                     unit = 0x10000 + (unit - 0xd800) * 1024 + second - 0xdc00
                     cursor += 6
+            if 0xd800 <= unit < 0xe000:
+                unit = 0xfffd  # half of a pair
             to += utf8(unit, to)
             continue
         else:
             to[0] = byte
         to += 1
     entry.size = to - out
-    found = find(<const char *> cursor, end - cursor, b"\"stream\":\"", 10)
-    entry.error = found != NULL and end - <const unsigned char *> found >= 16 and memcmp(found + 10, b"stderr", 6) == 0
-    found = find(<const char *> cursor, end - cursor, b"\"time\":\"", 8)
-    if found == NULL:
-        entry.time = NULL
-        entry.time_size = 0
+    cursor += 1
+    if (
+        end - cursor == 59
+        and memcmp(cursor, b",\"stream\":\"std", 14) == 0
+        and memcmp(cursor + 17, b"\",\"time\":\"", 10) == 0
+        and memcmp(cursor + 56, b"Z\"}", 3) == 0
+    ):
+        # As we write it.
+        entry.error = cursor[14] == c"e"
+        entry.time = <const char *> cursor + 27
+        entry.time_size = 30
         return True
-    entry.time = found + 8
+    found = find(<const char *> cursor, end - cursor, b",\"stream\":\"", 11)
+    if cursor >= end or cursor[0] != c"," or found == NULL:
+        return False
+    if find(<const char *> cursor, end - cursor, b"{\"log\":\"", HEAD) != NULL:
+        return False  # torn, with another one behind it
+    entry.error = end - <const unsigned char *> found >= 17 and memcmp(found + 11, b"stderr", 6) == 0
+    # The time is the last member; attributes of Docker's before it may have one too.
+    entry.time = NULL
+    entry.time_size = 0
+    while True:
+        found = find(<const char *> cursor, end - cursor, b",\"time\":\"", 9)
+        if found == NULL:
+            break
+        entry.time = found + 9
+        cursor = <const unsigned char *> entry.time
+    if entry.time == NULL:
+        return False
     found = <const char *> memchr(entry.time, c'"', <const char *> end - entry.time)
-    entry.time_size = 0 if found == NULL else found - entry.time
+    if found == NULL:
+        return False
+    entry.time_size = found - entry.time
     return True
+
+
+cdef bint resume(const char *line, size_t size, unsigned char *out, Entry *entry) noexcept nogil:
+    # A line that a crash tore has the next entry right behind it. Quotes inside a text are escaped,
+    # so what looks like a beginning is one.
+    cdef const char *end = line + size
+    cdef const char *last = NULL
+    cdef const char *found = line
+    while end - found > 1:
+        found = find(found + 1, end - found - 1, b"{\"log\":\"", HEAD)
+        if found == NULL:
+            break
+        last = found
+    return last != NULL and decode(last, end - last, out, entry)
 
 
 cdef bint flush(int fd, const char *data, size_t size, int *err) noexcept nogil:
     cdef ssize_t done
+    cdef pollfd ready
     if fd < 0:
         return True
     while size > 0:
         done = write(fd, data, size)
         if done < 0:
             if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                # Its owner made it so; we are the one who waits.
+                ready.fd = fd
+                ready.events = POLLOUT
+                poll(&ready, 1, -1)
                 continue
             err[0] = errno
             return False
@@ -411,11 +466,16 @@ cdef bint flush(int fd, const char *data, size_t size, int *err) noexcept nogil:
     return True
 
 
-def copy_entries(int source, int stdout, int stderr, bytes since not None, bytes until not None, bint timestamps):
-    """Decode from a log's current offset to its end: (bytes taken, reached `until`, errno).
+def copy_entries(
+    int source, int stdout, int stderr, bytes since not None, bytes until not None, bint timestamps,
+    int inside,
+):
+    """Decode from a log's current offset to its end: (bytes taken, reached `until`, errno, inside).
 
     An unfinished last line is left for the next call; the caller sets the offset back to it.
     `since` and `until` are times as the log writes them, empty for none. Blocks on slow readers.
+    `inside` says which streams (1 stdout, 2 stderr) are within a line: a time goes before whole
+    lines only.
     """
     cdef size_t room = 2 * CHUNK
     cdef char *buffer = <char *> malloc(room)
@@ -468,7 +528,9 @@ def copy_entries(int source, int stdout, int stderr, bytes since not None, bytes
                         at += 1
                         line -= 1
                         taken += 1
-                    if decode(buffer + at, line, <unsigned char *> text, &entry):
+                    if decode(buffer + at, line, <unsigned char *> text, &entry) or resume(
+                        buffer + at, line, <unsigned char *> text, &entry
+                    ):
                         if upper_size and entry.time != NULL and later(entry.time, entry.time_size, upper, upper_size):
                             over = True
                             break
@@ -487,13 +549,17 @@ def copy_entries(int source, int stdout, int stderr, bytes since not None, bytes
                                     fills[1 - which] = 0
                             if err != 0:
                                 break
-                            if timestamps:
+                            if timestamps and not inside & (1 << which):
                                 memcpy(outs[which] + fills[which], entry.time, entry.time_size)
                                 fills[which] += entry.time_size
                                 outs[which][fills[which]] = c" "
                                 fills[which] += 1
                             memcpy(outs[which] + fills[which], text, entry.size)
                             fills[which] += entry.size
+                            if entry.size > 0 and text[entry.size - 1] == c"\n":
+                                inside &= ~(1 << which)
+                            else:
+                                inside |= 1 << which
                     at += line + 1
                     taken += line + 1
                 if at == 0 and have == room:
@@ -504,7 +570,7 @@ def copy_entries(int source, int stdout, int stderr, bytes since not None, bytes
             for i in range(2):
                 if err == 0:
                     flush(fds[i], outs[i], fills[i], &err)
-        return taken, over, err
+        return taken, over, err, inside
     finally:
         free(buffer)
         free(text)
