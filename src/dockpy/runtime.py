@@ -420,10 +420,13 @@ class Runtime:
         try:
             self._write_state(container.record, container.state)
         except KernelError as error:
-            if container.id in self._containers:  # else it was removed under our hands
+            if not self._removed(container):  # else under our hands
                 log.warning("%s; tried again when the next container ends", error)
             return False
         return True
+
+    def _removed(self, container: Container) -> bool:
+        return container.state.status is Status.REMOVING or container.id not in self._containers
 
     def _unregister(self, container: Container) -> None:
         with self._lock:
@@ -658,8 +661,11 @@ class Runtime:
         before = self._before_mount.get(name)
         try:
             if before is not None and not orphan.stats().cpu_ns and not orphan.processes():
-                # The engine was killed before it had asked a supervisor for the start.
-                self._containers[name] = Container(self, self._containers[name].record, before)
+                # The engine was killed before it had asked a supervisor for the start. Written
+                # down, and so newer than the mount, since the cgroup that tells it goes now.
+                record = self._containers[name].record
+                self._containers[name] = Container(self, record, before)
+                self._write_state(record, before)
             orphan.kill()
             orphan.remove()
         except KernelError as error:
