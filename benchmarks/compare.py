@@ -165,7 +165,8 @@ def density(bench: Bench) -> None:
     runtime = bench.runtime
     pids = [os.getpid(), *runtime.info().supervisors]
     before = memory_of(pids)
-    none = Samples("start among 0", [one_start(runtime) for _ in range(30)])
+    one_start(runtime)
+    none, none_floor = starts_among(bench, 0)
     idle = []
     for _ in range(count):
         container = runtime.create(Config(image="base", cmd=("/bin/sleep", "1000000")))
@@ -173,7 +174,7 @@ def density(bench: Bench) -> None:
         idle.append(container)
     try:
         after = memory_of(pids)
-        many = Samples(f"start among {count}", [one_start(runtime) for _ in range(30)])
+        many, many_floor = starts_among(bench, count)
         ticks = [cpu_ticks(pid) for pid in pids[1:]]
         time.sleep(2)
         used = sum(cpu_ticks(pid) for pid in pids[1:]) - sum(ticks)
@@ -182,7 +183,22 @@ def density(bench: Bench) -> None:
             runtime.destroy(container, force=True)
     per = Samples("user memory per container", [(after - before) / count], "KiB")
     cpu = Samples("supervisors' ticks in 2 idle s", [float(used)], "ticks")
-    bench.show(f"{count} idle containers", [none, many, per, cpu], none)
+    bench.show(f"starts 50 ms apart among {count} idle containers", [none, many], none)
+    bench.show("the floor's, in the same minute", [none_floor, many_floor], none_floor)
+    bench.show(f"{count} idle containers", [per, cpu])
+
+
+def starts_among(bench: Bench, count: int) -> tuple[Samples, Samples]:
+    """Our starts and the floor's while `count` containers run. With a gap between them: the kernel
+    clears away after each start, for a time that grows with all there is, and on every core."""
+    ours = Samples(f"start among {count}")
+    floors = Samples(f"floor among {count}")
+    for _ in range(30):
+        time.sleep(0.05)
+        ours.values.append(one_start(bench.runtime))
+        time.sleep(0.05)
+        floors.values += bench.floor.times(bench.tree, 1, "mounts", "net", "cgroup")
+    return ours, floors
 
 
 def cpu_ticks(pid: int) -> int:

@@ -29,7 +29,7 @@ from benchmarks.samples import Samples, table
 from dockpy import mounts
 from dockpy.capabilities import DEFAULT
 from dockpy.seccomp import FilterCache
-from dockpy.spawn import hold_mounts, network_namespace, spawn
+from dockpy.spawn import Network, hold_mounts, make_network, spawn
 from dockpy.start import StartSpec, start_plan
 
 V1 = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio")
@@ -112,15 +112,15 @@ def one_start(
     tree: Path, work: Path, name: str, spec: StartSpec, *, ready: bool = False
 ) -> tuple[float, float]:
     """Milliseconds of the whole start, and of the spawn alone."""
-    network = network_namespace() if ready else -1
+    network: Network | None = make_network() if ready else None
     began = time.perf_counter()
     with place(work, name) as here:
         fds = [mounts.overlay([tree], here.upper, here.work, volatile=True)]
         fds += [os.open(f"{group}/tasks", os.O_WRONLY | os.O_CLOEXEC) for group in here.groups]
         spec = replace(spec, cgroup_tasks_slots=tuple(range(1, len(fds))))
-        if ready:
-            spec = replace(spec, network=len(fds))
-            fds.append(network)
+        if network is not None:
+            spec = replace(spec, network=len(fds), sysfs_slot=len(fds) + 1)
+            fds += network.descriptors()
         plan = start_plan(spec).pack()
         before = time.perf_counter()
         child = spawn(plan, fds)

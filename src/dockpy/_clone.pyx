@@ -59,6 +59,7 @@ cdef extern from "<sys/mount.h>" nogil:
 
 cdef extern from "<sched.h>" nogil:
     enum:
+        CLONE_FILES
         CLONE_NEWCGROUP
         CLONE_NEWIPC
         CLONE_NEWNET
@@ -217,6 +218,15 @@ cdef extern from *:
         char name[16]
         short flags
 
+cdef extern from *:
+    """
+    #ifndef CLOSE_RANGE_UNSHARE /* <linux/close_range.h> since Linux 5.9 */
+    #define CLOSE_RANGE_UNSHARE 2u
+    #endif
+    """
+    enum:
+        CLOSE_RANGE_UNSHARE
+
 cdef enum:
     MAGIC = 0x31595044
     NONE = 0xffffffff
@@ -325,6 +335,7 @@ cdef struct Context:
     int root
     int mask
     int group
+    int descriptors  # those below this number are the child's, all others stay the parent's alone
     char **argv
     char **envp
     volatile int step
@@ -582,6 +593,23 @@ cdef int read_only(Context *context, const char *path) noexcept nogil:
     return drop(target, err)
 
 
+cdef int empty_directory() noexcept nogil:
+    # A supervisor has one in its own root, for all: another file system for each container would make
+    # the end of every cgroup longer, which walks through all there are. Elsewhere a tmpfs is made.
+    cdef unsigned int closed = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    cdef mount_attr attributes
+    cdef int err
+    cdef int tree = clone_of(AT_FDCWD, EMPTY, 0)
+    if tree == -ENOENT:
+        return new_file_system(b"tmpfs", b"mode\x000755", 1, closed)
+    if tree < 0:
+        return tree
+    memset(&attributes, 0, sizeof(attributes))
+    attributes.attr_set = closed
+    err = result(call(SYS_mount_setattr, tree, b"", AT_EMPTY_PATH, &attributes, sizeof(attributes)))
+    return tree if err == 0 else drop(tree, -err)
+
+
 cdef int mask_path(Context *context, const char *path) noexcept nogil:
     # A file disappears under /dev/null, a directory under an empty read-only tmpfs that all share.
     # The first one gets the tmpfs itself: to close a mount that is nowhere waits for the kernel.
@@ -592,10 +620,7 @@ cdef int mask_path(Context *context, const char *path) noexcept nogil:
         return 0 if target == -ENOENT else -target
     if is_directory(target):
         if context.mask < 0:
-            context.mask = new_file_system(
-                b"tmpfs", b"mode\x000755", 1,
-                MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
-            )
+            context.mask = empty_directory()
             err = -context.mask if context.mask < 0 else attach_to(context.mask, target)
             return drop(target, err)
         tree = clone_of(context.mask, b"", AT_EMPTY_PATH)
@@ -950,7 +975,14 @@ cdef int run_plan(void *data) noexcept nogil:
     # The child's whole life before exec.
     cdef Context *context = <Context *> data
     cdef uint32_t i
-    cdef int err = 0
+    # The table of descriptors is shared until here: a copy of the low ones costs nothing, while one
+    # of a supervisor's thousands, each to be closed again, would cost a millisecond.
+    cdef int err = result(
+        call(SYS_close_range, context.descriptors, <unsigned int> -1, CLOSE_RANGE_UNSHARE)
+    )
+    if err != 0:
+        context.err = err
+        return 127
     if context.group >= 0:
         err = write_text(context.group, b"0")
         if err != 0:
@@ -1130,12 +1162,14 @@ def try_hold_mounts(int pidfd):
 
 
 def try_network():
-    """A descriptor of a new network namespace whose `lo` is up: (descriptor, errno).
+    """A new network namespace whose `lo` is up, and its sysfs: (descriptor, detached mount, errno).
 
-    The calling thread visits it and comes back; if it cannot, it aborts.
+    The calling thread visits it and comes back; if it cannot, it aborts. Without a sysfs the mount
+    is minus errno: that is for the start to say.
     """
     cdef int home
     cdef int made = -1
+    cdef int sysfs = -1
     cdef int err
     with nogil:
         home = openat(AT_FDCWD, b"/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
@@ -1148,10 +1182,15 @@ def try_network():
                 if err == 0:
                     made = openat(AT_FDCWD, b"/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
                     err = errno if made < 0 else 0
+                if err == 0:
+                    sysfs = new_file_system(
+                        b"sysfs", b"", 0,
+                        MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+                    )
                 if call(SYS_setns, home, CLONE_NEWNET) < 0:
                     abort()  # a thread in a container's network must not go on
             close(home)
-    return made, err
+    return made, sysfs, err
 
 
 def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=False):
@@ -1207,7 +1246,10 @@ def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=
                 if low[slots[i]] < 0:
                     return 0, -1, 0, errno
                 slots[i] = low[slots[i]]
-        flags = header.flags | CLONE_VM | CLONE_VFORK
+        flags = header.flags | CLONE_VM | CLONE_VFORK | CLONE_FILES
+        context.descriptors = KEPT + 1
+        for i in range(count):
+            context.descriptors = max(context.descriptors, slots[i] + 1)
         with nogil:
             call(SYS_rt_sigprocmask, SIG_SETMASK, &every, &before, 8)
             pid = -ENOSYS
@@ -1219,6 +1261,7 @@ def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=
                 if cgroup >= 0 and context.group < 0:
                     pid = -<long> errno
                 else:
+                    context.descriptors = max(context.descriptors, context.group + 1)
                     pid = dockpy_clone(flags, &pidfd, stack + GUARD, STACK, run_plan, &context)
             if pid > 0 and context.err != 0:
                 reap(pidfd)

@@ -3,6 +3,13 @@
 
 from libc.errno cimport errno
 
+from dockpy._sys cimport EMPTY
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        F_DUPFD_CLOEXEC
+    int fcntl(int fd, int command, ...)
+
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
     enum:
@@ -30,6 +37,7 @@ cdef extern from "<sys/mount.h>" nogil:
 
 cdef extern from "<sys/stat.h>" nogil:
     int mkdir(const char *path, unsigned int mode)
+    int chmod(const char *path, unsigned int mode)
 
 cdef extern from "<sys/syscall.h>" nogil:
     enum:
@@ -69,6 +77,19 @@ def close_all(object descriptors):
     for one in descriptors:
         fd = one
         close(fd)
+
+
+def out_of_the_way(int descriptor):
+    """The same open file under a number of at least 1024, or the number it has when there is no room.
+
+    What a process keeps for long lies there, so that a clone, which gets the numbers up to the
+    highest it was given, is not given thousands. Close-on-exec; the old number is closed.
+    """
+    cdef int high = fcntl(descriptor, F_DUPFD_CLOEXEC, 1024)
+    if high < 0:
+        return descriptor
+    close(descriptor)
+    return high
 
 
 def set_name(bytes name not None):
@@ -121,4 +142,6 @@ cdef (int, int) enter(const char *source, const char *target) noexcept nogil:
         return STEP_DETACH, errno
     if chdir(b"/") != 0:
         return STEP_CHDIR, errno
+    if mkdir(EMPTY, 0o755) != 0 or chmod(EMPTY, 0o755) != 0:
+        return STEP_MKDIR, errno
     return 0, 0

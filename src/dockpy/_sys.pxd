@@ -3,6 +3,12 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+cdef extern from *:
+    """
+    #define DOCKPY_EMPTY "/dockpy-empty" /* a supervisor's empty directory, in its own root */
+    """
+    const char *EMPTY "DOCKPY_EMPTY"
+
 cdef struct Failure:
     int step
     int err

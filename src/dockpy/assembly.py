@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ from dockpy.plan import Plan
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, environment
 from dockpy.signals import parse_signal
+from dockpy.spawn import Network
 from dockpy.start import DEVICES, BindMount, StartSpec, start_plan
 from dockpy.supervision import Attachment, Run, StartRequest, Streams, Supervision
 from dockpy.ulimits import resource_number
@@ -216,6 +217,8 @@ class Assembler:
             for bind, source, is_directory in open_binds(pile, site)
         ]
         capabilities = self._capabilities(config)
+        kind = network(config.network_mode)
+        ready = self._network(pile, kind)
         spec = StartSpec(
             root_slot=0,
             argv=command(config),
@@ -232,7 +235,8 @@ class Assembler:
             stdout_slot=slot(theirs.stdout) if theirs.stdout >= 0 else None,
             stderr_slot=slot(theirs.stderr) if theirs.stderr >= 0 else None,
             cgroup_tasks_slots=tasks,
-            network=self._network(pile, config.network_mode, slot),
+            network=kind if ready is None else slot(ready.namespace),
+            sysfs_slot=None if ready is None or ready.sysfs is None else slot(ready.sysfs),
             capabilities=capabilities,
             seccomp=None
             if config.privileged and config.seccomp == "default"
@@ -264,13 +268,12 @@ class Assembler:
             stdin_once=config.stdin_once,
         )
 
-    def _network(
-        self, pile: Pile, mode: str, slot: Callable[[int], int]
-    ) -> Literal["none", "host"] | int:
-        """How the child gets its network: a namespace made ahead where there is one."""
-        kind = network(mode)
+    def _network(self, pile: Pile, kind: Literal["none", "host"]) -> Network | None:
+        """A namespace made ahead, where there is one and the child wants its own."""
         ready = self._namespaces.take() if kind == "none" else None
-        return kind if ready is None else slot(pile.add(ready))
+        for descriptor in () if ready is None else ready.descriptors():
+            pile.add(descriptor)
+        return ready
 
     def _rlimits(self, config: Config) -> tuple[tuple[int, int, int], ...]:
         """The asked ones; open files otherwise as the engine found them, not as it raised them."""

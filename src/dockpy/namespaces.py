@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 
+from dockpy._process import close_all
 from dockpy.errors import KernelError
-from dockpy.spawn import network_namespace
+from dockpy.spawn import Network, make_network
 
 log = logging.getLogger(__name__)
 READY = 4
 
 
 class NamespacePool:
-    """A few empty network namespaces with loopback up. Thread-safe; its thread sleeps when full."""
+    """A few empty network namespaces with loopback up, each with its sysfs. Thread-safe; its thread
+    sleeps when full."""
 
     def __init__(self, ready: int = READY) -> None:
         self._most = ready
-        self._ready: deque[int] = deque()
+        self._ready: deque[Network] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def take(self) -> int | None:
-        """A namespace's descriptor, the caller's; None when none is ready, and one is made then."""
+    def take(self) -> Network | None:
+        """A namespace, from now on the caller's; None when none is ready, and one is made then."""
         with self._changed:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._fill, name="namespaces", daemon=True)
@@ -43,7 +44,7 @@ class NamespacePool:
         if thread is not None:
             thread.join()
         while self._ready:
-            os.close(self._ready.popleft())
+            close_all(self._ready.popleft().descriptors())
 
     def _fill(self) -> None:
         while True:
@@ -52,7 +53,7 @@ class NamespacePool:
                 if self._closed:
                     return
             try:
-                made = network_namespace()
+                made = make_network()
             except KernelError as error:
                 # Every start then makes its own, and tells its own error.
                 log.warning("no network namespaces are made ahead: %s", error)

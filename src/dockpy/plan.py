@@ -149,6 +149,8 @@ class Plan:
 
     def attach(self, slot: int, target: str, *, create: int) -> None:
         """A detached mount on `target`, which is resolved inside the root."""
+        if create == REAL_DIRECTORY:
+            self._real.append(len(self.labels) + 1)
         self._add(_ATTACH, "attach", target, a=slot, b=create, s1=self._text(target))
 
     def node(self, path: str, mode: int, device: int) -> None:

@@ -55,13 +55,25 @@ def hold_mounts(pidfd: int) -> int | None:
     return None if descriptor < 0 else descriptor
 
 
-def network_namespace() -> int:
-    """A new, empty network namespace with `lo` up, as a descriptor (close-on-exec, the caller's).
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network namespace and its sysfs, read-only: descriptors (close-on-exec, the holder's)."""
 
-    Takes about 0.6 ms, a third of a start: have some ready. The calling thread visits the
-    namespace and comes back. Needs /proc. Raises KernelError.
+    namespace: int
+    sysfs: int | None
+    """A detached mount; None where the kernel did not give one ahead."""
+
+    def descriptors(self) -> tuple[int, ...]:
+        return (self.namespace,) if self.sysfs is None else (self.namespace, self.sysfs)
+
+
+def make_network() -> Network:
+    """A new, empty network namespace with `lo` up, and its sysfs.
+
+    Takes about 0.8 ms, a third of a start, and more the more of them there are: have some ready.
+    The calling thread visits the namespace and comes back. Needs /proc. Raises KernelError.
     """
-    descriptor, err = try_network()
-    if descriptor < 0:
+    namespace, sysfs, err = try_network()
+    if namespace < 0:
         raise KernelError("make network namespace", err)
-    return descriptor
+    return Network(namespace, None if sysfs < 0 else sysfs)

@@ -107,6 +107,7 @@ class StartSpec:
     stderr_slot: int | None
     cgroup_tasks_slots: tuple[int, ...]
     network: Literal["none", "host"] | int
+    sysfs_slot: int | None = None
     capabilities: int
     seccomp: bytes | None
     no_new_privileges: bool
@@ -225,6 +226,8 @@ def _kernel_objects(plan: Plan, spec: StartSpec) -> None:
     """/sys and the cgroups in it."""
     if spec.privileged:
         plan.mount("sysfs", "sys", attributes=_CLOSED, create=REAL_DIRECTORY)
+    elif spec.sysfs_slot is not None:
+        plan.attach(spec.sysfs_slot, "sys", create=REAL_DIRECTORY)
     else:
         plan.take(_STANDARD, _SYSFS)
     if not spec.mount_cgroup:

@@ -217,9 +217,11 @@ class Supervisor:
             self._tell(("failed", seq, failure.index, failure.errno))
             return
         record.pid = spawned.pid
-        record.mounts = hold_mounts(spawned.pidfd)
-        self._tell(("started", seq, key, spawned.pid, record.started), [spawned.pidfd])
-        self._pump.watch(key, spawned.pidfd)
+        mounts = hold_mounts(spawned.pidfd)
+        record.mounts = None if mounts is None else _process.out_of_the_way(mounts)
+        pidfd = _process.out_of_the_way(spawned.pidfd)
+        self._tell(("started", seq, key, spawned.pid, record.started), [pidfd])
+        self._pump.watch(key, pidfd)
 
     def _adopt(
         self,
@@ -241,6 +243,7 @@ class Supervisor:
         self._add(descriptors, kept, key, streams, record)
         for attachment, ends, keys in attachments:
             self._attach(descriptors, kept, key, attachment, ends, keys)
+        descriptors[pidfd] = _process.out_of_the_way(descriptors[pidfd])
         kept.add(descriptors[pidfd])
         self._pump.watch(key, descriptors[pidfd])
 
@@ -381,9 +384,12 @@ def _complain(what: str, error: Exception) -> None:
 
 def _take(descriptors: list[int], kept: set[int], ends: Streams) -> Streams:
     """The descriptors at these indices, from now on the pump's."""
-    taken = [descriptors[index] if index >= 0 else -1 for index in ends]
+    taken = [-1, -1, -1, -1]
+    for place, index in enumerate(ends):
+        if index >= 0:
+            descriptors[index] = taken[place] = _process.out_of_the_way(descriptors[index])
     kept.update(descriptor for descriptor in taken if descriptor >= 0)
-    return (taken[0], taken[1], taken[2], taken[3] if len(taken) > 3 else -1)
+    return (taken[0], taken[1], taken[2], taken[3])
 
 
 def _present(ends: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -115,7 +115,7 @@ def test_no_descriptor_of_ours_is_open_in_the_container(dockpy: Client) -> None:
 def test_mounts_of_the_host_do_not_show(dockpy: Client) -> None:
     _, out = shell(dockpy, "cat /proc/self/mountinfo")
     places = [line.split()[4] for line in out.splitlines()]
-    assert places[0] == "/"
+    assert places.count("/") == 1
     assert not any(place.startswith(("/host", "/old", "/mnt")) for place in places)
     assert all("dockpy" not in line.split()[4] for line in out.splitlines())
 

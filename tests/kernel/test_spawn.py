@@ -20,7 +20,7 @@ from dockpy._clone import try_spawn
 from dockpy._mount import try_leave_mounts, try_mount
 from dockpy.errors import CommandNotFound
 from dockpy.plan import Plan
-from dockpy.spawn import StepFailed, hold_mounts, network_namespace, spawn
+from dockpy.spawn import StepFailed, hold_mounts, make_network, spawn
 from dockpy.start import start_plan
 from patience import patient
 from starts import BARE, Starts
@@ -272,13 +272,17 @@ def test_many_descriptors_of_the_parent_stay_open_there_and_only_there(
 @pytest.mark.needs("netns")
 def test_a_ready_network_namespace_is_joined_and_the_thread_is_back(starts: Starts) -> None:
     before = os.readlink("/proc/thread-self/ns/net")
-    descriptor = starts.keep(network_namespace())
+    network = make_network()
+    descriptor = starts.keep(network.namespace)
+    assert network.sysfs is not None
+    sysfs = starts.keep(network.sysfs)
     assert os.readlink("/proc/thread-self/ns/net") == before
     name = os.readlink(f"/proc/self/fd/{descriptor}")
     ran = starts.run(
         "readlink /proc/self/ns/net; cat /sys/class/net/lo/flags; ls /sys/class/net",
-        slots=[descriptor],
+        slots=[descriptor, sysfs],
         network=2,
+        sysfs_slot=3,
     )
     assert name != before
     assert ran.lines == [name, "0x9", "lo"]
