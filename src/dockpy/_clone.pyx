@@ -335,6 +335,7 @@ cdef struct Context:
     int root
     int mask
     int group
+    bint entered
     int descriptors  # those below this number are the child's, all others stay the parent's alone
     char **argv
     char **envp
@@ -771,6 +772,17 @@ cdef int change_directory(const char *path) noexcept nogil:
     return err
 
 
+cdef int enter(Context *context, const char *path, bint early) noexcept nogil:
+    # Before the user's ids are taken and again after: what only root may enter is entered, and so is
+    # what root may not (a network file system's), each at the moment when it can be.
+    cdef int err
+    if context.entered:
+        return 0
+    err = change_directory(path)
+    context.entered = err == 0
+    return 0 if early and err == EACCES else err
+
+
 cdef int make_directory(Context *context, const char *path) noexcept nogil:
     cdef int fd = in_root(context.root, path, O_PATH, RESOLVE_NO_MAGICLINKS)
     if fd >= 0:
@@ -951,7 +963,7 @@ cdef int run_step(Context *context, const Step *step) noexcept nogil:
     if op == OP_MAKE_DIRECTORY:
         return make_directory(context, text)
     if op == OP_CHDIR:
-        return change_directory(text)
+        return enter(context, text, step.a != 0)
     if op == OP_STDIO:
         return standard_streams(context, step)
     if op == OP_TERMINAL:

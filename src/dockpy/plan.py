@@ -237,9 +237,12 @@ class Plan:
         """Effective and permitted; inheritable and ambient become empty."""
         self._add("set capabilities", "capabilities", n=_signed(mask))
 
-    def chdir(self, path: str) -> None:
-        """Enter `path`; refused when it leads out of the root."""
-        self._add(_ENTER, "chdir", path, s1=self._text(path))
+    def chdir(self, path: str, *, early: bool = False) -> None:
+        """Enter `path`; refused when it leads out of the root.
+
+        `early`: when permission is missing, leave it to a later step; one that succeeds is the last.
+        """
+        self._add(_ENTER, "chdir", path, a=early, s1=self._text(path))
 
     def reset_signals(self) -> None:
         """Default dispositions, nothing blocked."""

@@ -331,6 +331,8 @@ def _identity(plan: Plan, spec: StartSpec) -> None:
     elif spec.seccomp is not None:
         plan.seccomp(spec.seccomp)
     plan.bound_capabilities(spec.capabilities)
+    if spec.cwd != "/":
+        plan.chdir(spec.cwd, early=True)
     plan.groups(spec.groups)
     plan.ids(spec.uid, spec.gid)
     plan.capabilities(spec.capabilities if spec.uid == 0 else 0)
