@@ -238,9 +238,7 @@ class Assembler:
             network=kind if ready is None else slot(ready.namespace),
             sysfs_slot=None if ready is None or ready.sysfs is None else slot(ready.sysfs),
             capabilities=capabilities,
-            seccomp=None
-            if config.privileged and config.seccomp == "default"
-            else self._filters.get(config.seccomp, capabilities),
+            seccomp=self._filters.get(config.seccomp, capabilities),
             no_new_privileges=config.no_new_privileges,
             rlimits=self._rlimits(config),
             oom_score_adj=config.oom_score_adj,

@@ -92,6 +92,7 @@ class Config:
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     privileged: bool = False
+    """All capabilities and devices, nothing masked. The command line adds seccomp="unconfined"."""
     seccomp: str = "default"
     """`default`, `unconfined`, or the JSON text of a profile."""
     no_new_privileges: bool = False

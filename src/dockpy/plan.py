@@ -240,7 +240,7 @@ class Plan:
     def chdir(self, path: str, *, early: bool = False) -> None:
         """Enter `path`; refused when it leads out of the root.
 
-        `early`: when permission is missing, leave it to a later step; one that succeeds is the last.
+        `early`: without permission, leave it to a later step; one that succeeds is the last.
         """
         self._add(_ENTER, "chdir", path, a=early, s1=self._text(path))
 

@@ -43,6 +43,7 @@ class RunValues(TypedDict):
     memory: int
     memory_reservation: int
     memory_swap: int
+    mount: tuple[Bind | tuple[str, str], ...]
     name: str | None
     network: str
     oom_score_adj: int
@@ -78,6 +79,8 @@ class Caller:
 
 def make_config(values: RunValues, caller: Caller, binds: tuple[Bind, ...]) -> Config:
     """The container asked for; `binds` are those of -v. UsageError for a contradiction."""
+    binds += tuple(one for one in values["mount"] if isinstance(one, Bind))
+    tmpfs = values["tmpfs"] + tuple(one for one in values["mount"] if not isinstance(one, Bind))
     streams = attached_streams(values)
     interactive = values["interactive"] or "stdin" in streams
     security = dict(values["security_opt"])
@@ -91,8 +94,7 @@ def make_config(values: RunValues, caller: Caller, binds: tuple[Bind, ...]) -> C
         raise UsageError("--memory-swap counts memory too; make it --memory or more")
     if values["memory"] and values["memory_reservation"] > values["memory"]:
         raise UsageError("--memory-reservation is above --memory; make it smaller")
-    tmpfs = dict(values["tmpfs"])
-    targets = [bind.target for bind in binds] + list(tmpfs)
+    targets = [bind.target for bind in binds] + [target for target, _ in tmpfs]
     for target in targets:
         if targets.count(target) > 1:
             raise UsageError(f"{target} is asked for twice; give every mount its own target")
@@ -127,7 +129,7 @@ def make_config(values: RunValues, caller: Caller, binds: tuple[Bind, ...]) -> C
         shm_size=values["shm_size"],
         ulimits=values["ulimit"],
         binds=binds,
-        tmpfs=tmpfs,
+        tmpfs=dict(tmpfs),
         read_only=values["read_only"],
         cap_add=values["cap_add"],
         cap_drop=values["cap_drop"],

@@ -19,7 +19,7 @@ from dockpy.model import Config
 from dockpy.signals import parse_signal
 from dockpy.supervision import Streams
 from dockpy.ulimits import parse as parse_ulimit
-from dockpy.volumes import parse_tmpfs, parse_volume
+from dockpy.volumes import parse_mount, parse_tmpfs, parse_volume
 
 log = logging.getLogger(__name__)
 
@@ -268,6 +268,13 @@ def make_options() -> list[Option | Operand]:
             parse=flags.parse_memory_or_unlimited,
             metavar="SIZE",
             default=0,
+        ),
+        Option(
+            "--mount",
+            help="As --volume or --tmpfs, in words: type=bind,source=/A,target=/B[,readonly]",
+            parse=parse_mount,
+            metavar="WORDS",
+            multiple=True,
         ),
         Option("--name", help="Name of the container (default: a random one)", metavar="NAME"),
         Option(
