@@ -1,0 +1,149 @@
+"""Trees of files as tar streams: for export, layers and copies. Values in, exceptions out.
+
+The caller's thread reads the tree (`_pack`) and writes the stream; another hashes it meanwhile.
+Both release the GIL and use the same few buffers, so memory does not grow with the tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import threading
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from dockpy._pack import KERNEL_STEPS, TREE_PROBLEMS, Packer
+from dockpy.errors import DockpyError, KernelError, RequestError
+
+__all__ = ["Packed", "pack_layer", "pack_path", "pack_tree"]
+
+_BUFFERS = 4
+_BUFFER_SIZE = 512 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A tar stream that was written. `size`: its bytes; `digest`: hex sha256 of them, or empty when
+    it was not asked for."""
+
+    entries: int
+    size: int
+    digest: str
+
+
+def pack_tree(tree: int, out: int, *, name: bytes = b"", digest: bool = True) -> Packed:
+    """Write the directory at descriptor `tree`, and all in it, to descriptor `out` as tar.
+
+    The same tree gives the same bytes. `name` is what the directory is called in the archive;
+    empty: the root is `./` and names are relative. Sockets are left out. `digest` off saves the
+    hashing. A file that changes meanwhile is cut, or filled with zeros, to its size at the start.
+
+    Blocks as `out` does. Both descriptors stay open; on failure a part of the stream was written.
+    Raises KernelError for what the kernel refuses, RequestError for a directory that was moved.
+    """
+    return _pack(Packer(tree, name=name, layer=False), out, digest)
+
+
+def pack_layer(upper: int, out: int, *, digest: bool = True) -> Packed:
+    """The same for an overlayfs upper as an OCI layer: what hides names below becomes `.wh.`.
+
+    Packing what `archive.extract` made of the stream gives the same stream again.
+    Raises RequestError, too, when a name begins with `.wh.`: no layer can say that.
+    """
+    return _pack(Packer(upper, name=b"", layer=True), out, digest)
+
+
+def pack_path(
+    directory: int, leaf: bytes, out: int, *, name: bytes = b"", digest: bool = True
+) -> Packed:
+    """The same for one name in a directory: a file, link, device, or a directory with all in it.
+
+    `leaf` is one part of a path and a link is not followed; `name` is what it is called in the
+    archive, empty: as it is. Raises RequestError, too, for a socket.
+    """
+    if not leaf or b"/" in leaf or leaf in {b".", b".."}:
+        raise RequestError(f"{os.fsdecode(leaf)!r} is not the name of a file in a directory")
+    return _pack(Packer(directory, leaf=leaf, name=name, layer=False), out, digest)
+
+
+def _pack(packer: Packer, out: int, digest: bool) -> Packed:
+    try:
+        with _Hash(digest) as hashed:
+            while True:
+                buffer = hashed.free.get()
+                count = packer.fill(buffer)
+                if count < 0:
+                    raise _failure(packer)
+                if count == 0:
+                    break
+                hashed.add(buffer, count)
+                _write(out, buffer[:count])
+                if not digest:
+                    hashed.free.put(buffer)
+        return Packed(entries=packer.entries, size=packer.size, digest=hashed.hexdigest())
+    finally:
+        packer.close()
+
+
+def _failure(packer: Packer) -> DockpyError:
+    name = os.fsdecode(packer.name)
+    if packer.problem in TREE_PROBLEMS:
+        return RequestError(f"{TREE_PROBLEMS[packer.problem]} (at {name!r})")
+    return KernelError(KERNEL_STEPS[packer.problem], packer.error, name or None)
+
+
+def _write(out: int, piece: memoryview) -> None:
+    while piece:
+        try:
+            piece = piece[os.write(out, piece) :]
+        except BlockingIOError:
+            select.select([], [out], [])
+        except OSError as refusal:
+            raise KernelError("write archive", refusal.errno or 0) from refusal
+
+
+class _Hash:
+    """Hashes pieces in a thread of its own, which only a second piece is worth. Use as a context.
+
+    `free`: buffers to fill; each comes back when its piece was hashed.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.free: SimpleQueue[memoryview] = SimpleQueue()
+        self._hash = hashlib.sha256() if wanted else None
+        self._filled: SimpleQueue[tuple[memoryview, int] | None] = SimpleQueue()
+        self._pieces = 0
+        self._thread = threading.Thread(target=self._work, name="dockpy-hash", daemon=True)
+        for _ in range(_BUFFERS if wanted else 1):
+            self.free.put(memoryview(bytearray(_BUFFER_SIZE)))
+
+    def __enter__(self) -> _Hash:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._filled.put(None)
+        if self._pieces > 1:
+            self._thread.join()
+        else:
+            self._work()
+
+    def add(self, buffer: memoryview, size: int) -> None:
+        """The first `size` bytes of the buffer, which must not change until it is free again."""
+        if self._hash is None:
+            return
+        self._filled.put((buffer, size))
+        self._pieces += 1
+        if self._pieces == 2:
+            self._thread.start()
+
+    def hexdigest(self) -> str:
+        """Of all pieces; after the context."""
+        return self._hash.hexdigest() if self._hash is not None else ""
+
+    def _work(self) -> None:
+        while (item := self._filled.get()) is not None:
+            buffer, size = item
+            if self._hash is not None:
+                self._hash.update(buffer[:size])
+            self.free.put(buffer)
