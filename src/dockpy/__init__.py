@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dockpy.container import Container as Container
+    from dockpy.execution import Execution as Execution
     from dockpy.graph import Graph as Graph
     from dockpy.humantime import human_duration as human_duration
     from dockpy.logs import LogEntry as LogEntry
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dockpy.model import Change as Change
     from dockpy.model import ChangeKind as ChangeKind
     from dockpy.model import Config as Config
+    from dockpy.model import Exec as Exec
     from dockpy.model import Image as Image
     from dockpy.model import State as State
     from dockpy.model import Status as Status
@@ -45,6 +47,8 @@ _HOME = {
     "Config": "model",
     "Container": "container",
     "DEFAULT_TAG": "model",
+    "Exec": "model",
+    "Execution": "execution",
     "Graph": "graph",
     "Image": "model",
     "Info": "runtime",

@@ -57,6 +57,9 @@ cdef extern from "<sys/mount.h>" nogil:
         MS_PRIVATE
         MS_REC
 
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+
 cdef extern from "<sched.h>" nogil:
     enum:
         CLONE_FILES
@@ -103,6 +106,7 @@ cdef extern from "<sys/mman.h>" nogil:
     enum:
         MAP_ANONYMOUS
         MAP_PRIVATE
+        MAP_SHARED
         MAP_STACK
         PROT_NONE
         PROT_READ
@@ -277,6 +281,7 @@ cdef enum Operation:
     OP_UMASK
     OP_EXEC
     OP_EXEC_FD
+    OP_ENTER
     OP_END
 
 OPERATIONS = {
@@ -291,6 +296,7 @@ OPERATIONS = {
     "make_directory": OP_MAKE_DIRECTORY, "chdir": OP_CHDIR, "stdio": OP_STDIO,
     "terminal": OP_TERMINAL, "console": OP_CONSOLE, "close": OP_CLOSE, "signals": OP_SIGNALS,
     "umask": OP_UMASK, "exec": OP_EXEC, "exec_fd": OP_EXEC_FD,
+    "enter": OP_ENTER,
 }
 
 # How far a plan has come. A step is refused where it would act on the host.
@@ -300,6 +306,10 @@ cdef enum Stage:
     ROOTED
     PIVOTED
     CLOSED
+
+# What a process that enters a container takes of it, besides its pid namespace.
+cdef enum:
+    ENTERED = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWCGROUP
 
 # What a step needs; the stages it may stand in are bits from STAGES on.
 cdef enum Needs:
@@ -327,6 +337,10 @@ cdef struct Step:
     uint32_t s3
     uint32_t pad
 
+cdef struct Report:  # how it went, where both processes see it
+    int step
+    int err
+
 cdef struct Context:
     const Step *steps
     uint32_t count
@@ -339,8 +353,7 @@ cdef struct Context:
     int descriptors  # those below this number are the child's, all others stay the parent's alone
     char **argv
     char **envp
-    volatile int step
-    volatile int err
+    Report *report
 
 
 # -- steps -------------------------------------------------------------------------------------
@@ -701,6 +714,15 @@ cdef int pivot(Context *context) noexcept nogil:
     return err
 
 
+cdef int enter_container(Context *context, const Step *step) noexcept nogil:
+    # The pid namespace is the parent's doing: it only counts for processes that are made later.
+    cdef int err = result(call(SYS_setns, context.slots[step.a], step.n))
+    if err == 0:
+        context.root = <int> call(SYS_openat, AT_FDCWD, b"/", O_PATH | O_DIRECTORY | O_CLOEXEC)
+        err = 0 if context.root >= 0 else -context.root
+    return err
+
+
 cdef int write_file(Context *context, const Step *step) noexcept nogil:
     cdef int fd = in_root(context.root, context.arena + step.s1, O_WRONLY, RESOLVE_NO_MAGICLINKS)
     if fd < 0:
@@ -912,6 +934,8 @@ cdef int run_step(Context *context, const Step *step) noexcept nogil:
         return result(call(SYS_unshare, step.n))
     if op == OP_SETNS:
         return result(call(SYS_setns, context.slots[step.a], step.n))
+    if op == OP_ENTER:
+        return enter_container(context, step)
     if op == OP_LOOPBACK:
         return loopback()
     if op == OP_HOSTNAME:
@@ -992,19 +1016,16 @@ cdef int run_plan(void *data) noexcept nogil:
     cdef int err = result(
         call(SYS_close_range, context.descriptors, <unsigned int> -1, CLOSE_RANGE_UNSHARE)
     )
-    if err != 0:
-        context.err = err
-        return 127
-    if context.group >= 0:
+    if err == 0 and context.group >= 0:
         err = write_text(context.group, b"0")
-        if err != 0:
-            context.err = err
-            return 127
+    if err != 0:
+        context.report.err = err
+        return 127
     for i in range(context.count):
         err = run_step(context, context.steps + i)
         if err != 0:
-            context.step = <int> i + 1
-            context.err = err
+            context.report.step = <int> i + 1
+            context.report.err = err
             break
     return 127
 
@@ -1024,10 +1045,14 @@ cdef int needs(int op) noexcept nogil:
         return joined | SLOT_A
     if op == OP_PRIVATE:
         return STAGES << STARTED
+    if op == OP_ENTER:
+        return (STAGES << STARTED) | SLOT_A
     if op == OP_ROOT:
         return (STAGES << PRIVATE) | SLOT_A
-    if op in (OP_MOUNT, OP_SYMLINK, OP_WRITE_FILE):
+    if op in (OP_MOUNT, OP_SYMLINK):
         return rooted | TEXT_1 | TEXT_2
+    if op == OP_WRITE_FILE:
+        return rooted | inside | TEXT_1 | TEXT_2
     if op == OP_ATTACH:
         return rooted | TEXT_1 | SLOT_A
     if op in (OP_NODE, OP_MKDIR, OP_READ_ONLY, OP_MASK, OP_SET_READ_ONLY):
@@ -1076,6 +1101,8 @@ cdef const char *check_step(const Step *step, const char *arena, uint32_t size, 
         return b"no such slot"
     if step.op == OP_UNSHARE and step.n != CLONE_NEWCGROUP:
         return b"unknown namespace"
+    if step.op == OP_ENTER and step.n & ~<int64_t> ENTERED != 0:
+        return b"unknown namespace"
     if step.op == OP_MOUNT and (step.a < 0 or not texts_fit(arena, size, step.s3, 2 * <int64_t> step.a)):
         return b"mount options outside the plan"
     if step.op == OP_EXEC and (step.c < 1 or not texts_fit(arena, size, step.s3, step.c)):
@@ -1112,7 +1139,7 @@ cdef const char *check(const char *plan, Py_ssize_t length, int slots) noexcept 
         or <uint64_t> header.arena + header.size != <uint64_t> length
     ):
         return b"not a plan"
-    if header.flags & ~<uint64_t> CLONE_NEWNET != own:
+    if header.flags != 0 and header.flags & ~<uint64_t> CLONE_NEWNET != own:
         return b"wrong namespaces"
     arena = plan + header.arena
     if header.size == 0 or arena[header.size - 1] != 0:
@@ -1122,7 +1149,11 @@ cdef const char *check(const char *plan, Py_ssize_t length, int slots) noexcept 
         wrong = check_step(step, arena, header.size, slots, stage, i + 1 == header.count)
         if wrong != NULL:
             return wrong
-        if step.op in (OP_PRIVATE, OP_ROOT, OP_PIVOT, OP_CLOSE):
+        if step.op in (OP_PRIVATE, OP_ENTER) and (step.op == OP_ENTER) != (header.flags == 0):
+            return b"namespaces are either made or entered"
+        if step.op == OP_ENTER:
+            stage = PIVOTED
+        elif step.op in (OP_PRIVATE, OP_ROOT, OP_PIVOT, OP_CLOSE):
             stage += 1
     return NULL
 
@@ -1153,6 +1184,20 @@ cdef char **pointers(const char *text, int count) noexcept:
             vector[i] = <char *> text
             text += strlen(text) + 1
     return vector
+
+
+cdef const Step *entering(const Context *context) noexcept nogil:
+    """The step that enters a container, or NULL."""
+    cdef uint32_t i
+    for i in range(context.count):
+        if context.steps[i].op == OP_ENTER:
+            return context.steps + i
+    return NULL
+
+
+cdef int children_in(int pidfd) noexcept nogil:
+    """Children of this thread are made in the pid namespace of a process."""
+    return result(call(SYS_setns, pidfd, CLONE_NEWPID))
 
 
 cdef void reap(int pidfd) noexcept nogil:
@@ -1225,6 +1270,12 @@ def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=
     cdef uint64_t every = <uint64_t> -1
     cdef uint64_t before = 0
     cdef uint64_t flags
+    cdef const Step *inside
+    cdef Report local
+    cdef Report *report
+    cdef bint own_memory
+    cdef int home = -1
+    cdef int err = 0
     cdef int i
     if count > MAX_SLOTS:
         raise ValueError("too many descriptors for one plan")
@@ -1246,9 +1297,19 @@ def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=
     low[0] = low[1] = low[2] = -1
     context.argv = pointers(context.arena + step.s1, step.a)
     context.envp = pointers(context.arena + step.s2, step.b)
+    inside = entering(&context)
     stack = <char *> mmap(NULL, STACK + GUARD, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0)
+    own_memory = inside != NULL and inside.m != 0
+    memset(&local, 0, sizeof(local))
+    report = &local
+    if own_memory:
+        report = <Report *> mmap(NULL, sizeof(Report), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
+    context.report = report
     try:
-        if context.argv == NULL or context.envp == NULL or stack == <char *> MAP_FAILED:
+        if (
+            context.argv == NULL or context.envp == NULL
+            or stack == <char *> MAP_FAILED or report == <Report *> MAP_FAILED
+        ):
             raise MemoryError
         mprotect(stack, GUARD, PROT_NONE)
         for i in range(count):
@@ -1258,14 +1319,24 @@ def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=
                 if low[slots[i]] < 0:
                     return 0, -1, 0, errno
                 slots[i] = low[slots[i]]
-        flags = header.flags | CLONE_VM | CLONE_VFORK | CLONE_FILES
+        flags = header.flags | CLONE_VFORK | CLONE_FILES
+        if not own_memory:
+            flags |= CLONE_VM
+        if inside != NULL:
+            home = <int> call(SYS_pidfd_open, getpid(), 0)
+            if home < 0:
+                return 0, -1, 0, -home
         context.descriptors = KEPT + 1
         for i in range(count):
             context.descriptors = max(context.descriptors, slots[i] + 1)
         with nogil:
             call(SYS_rt_sigprocmask, SIG_SETMASK, &every, &before, 8)
             pid = -ENOSYS
-            if not by_libc:
+            if inside != NULL:
+                err = children_in(slots[inside.a])
+                if err != 0:
+                    pid = -err
+            if not by_libc and err == 0:
                 pid = dockpy_clone3(flags, &pidfd, cgroup, stack + GUARD, STACK, run_plan, &context)
             if pid == -ENOSYS:
                 if cgroup >= 0:
@@ -1275,13 +1346,15 @@ def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=
                 else:
                     context.descriptors = max(context.descriptors, context.group + 1)
                     pid = dockpy_clone(flags, &pidfd, stack + GUARD, STACK, run_plan, &context)
-            if pid > 0 and context.err != 0:
+            if inside != NULL and err == 0 and children_in(home) != 0:
+                abort()  # this thread's next container would be born in somebody's
+            if pid > 0 and report.err != 0:
                 reap(pidfd)
             call(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, 8)
         if pid < 0:
             return 0, -1, 0, <int> -pid
-        if context.err != 0:
-            return 0, -1, context.step, context.err
+        if report.err != 0:
+            return 0, -1, report.step, report.err
         return pid, pidfd, 0, 0
     finally:
         for i in range(3):
@@ -1291,5 +1364,9 @@ def try_spawn(bytes plan not None, object descriptors, int cgroup, bint by_libc=
             close(context.group)
         free(context.argv)
         free(context.envp)
+        if home >= 0:
+            close(home)
+        if own_memory and report != <Report *> MAP_FAILED:
+            munmap(report, sizeof(Report))
         if stack != <char *> MAP_FAILED:
             munmap(stack, STACK + GUARD)

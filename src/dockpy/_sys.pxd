@@ -95,6 +95,7 @@ cdef extern from "<sys/syscall.h>" nogil:
         SYS_setdomainname
         SYS_setgroups
         SYS_sethostname
+        SYS_pidfd_open
         SYS_setns
         SYS_setresgid
         SYS_setresuid

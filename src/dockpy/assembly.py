@@ -117,9 +117,10 @@ class Assembler:
     ) -> None:
         self._supervision = supervision
         self._cgroups = cgroups
-        self._filters = filters
+        self.filters = filters
         self._namespaces = namespaces
-        self._available = available_capabilities
+        self.available = available_capabilities
+        """All that a privileged program gets."""
         self._open_files = open_files
         self._log_root = log_root
         self._init = -1
@@ -142,9 +143,9 @@ class Assembler:
     def check(self, config: Config) -> None:
         """Refuse a configuration that no start could carry out, before anything is made."""
         network(config.network_mode)
-        capabilities = self._capabilities(config)
-        self._filters.get(config.seccomp, capabilities)
-        self._rlimits(config)
+        capabilities = self.capabilities(config)
+        self.filters.get(config.seccomp, capabilities)
+        self.rlimits(config)
         for text in config.devices:
             parse_device(text)
         parse_signal(config.stop_signal or "TERM")
@@ -153,9 +154,10 @@ class Assembler:
             if not os.path.exists(bind.source):
                 raise RequestError(f"mount source {bind.source} does not exist; create it first")
 
-    def _capabilities(self, config: Config) -> int:
+    def capabilities(self, config: Config) -> int:
+        """The mask of a container's own program."""
         return capability_mask(
-            config.cap_add, config.cap_drop, config.privileged, available=self._available
+            config.cap_add, config.cap_drop, config.privileged, available=self.available
         )
 
     def close(self) -> None:
@@ -216,7 +218,7 @@ class Assembler:
             )
             for bind, source, is_directory in open_binds(pile, site)
         ]
-        capabilities = self._capabilities(config)
+        capabilities = self.capabilities(config)
         kind = network(config.network_mode)
         ready = self._network(pile, kind)
         spec = StartSpec(
@@ -238,9 +240,9 @@ class Assembler:
             network=kind if ready is None else slot(ready.namespace),
             sysfs_slot=None if ready is None or ready.sysfs is None else slot(ready.sysfs),
             capabilities=capabilities,
-            seccomp=self._filters.get(config.seccomp, capabilities),
+            seccomp=self.filters.get(config.seccomp, capabilities),
             no_new_privileges=config.no_new_privileges,
-            rlimits=self._rlimits(config),
+            rlimits=self.rlimits(config),
             oom_score_adj=config.oom_score_adj,
             privileged=config.privileged,
             read_only=config.read_only,
@@ -273,7 +275,7 @@ class Assembler:
             pile.add(descriptor)
         return ready
 
-    def _rlimits(self, config: Config) -> tuple[tuple[int, int, int], ...]:
+    def rlimits(self, config: Config) -> tuple[tuple[int, int, int], ...]:
         """The asked ones; open files otherwise as the engine found them, not as it raised them."""
         import resource
 

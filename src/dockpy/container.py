@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Protocol
 
 from dockpy.errors import Conflict, RequestError
+from dockpy.execution import Execution
 from dockpy.logs import LogEntry, copy_log, read_log
-from dockpy.model import Config, Image, State, Status
+from dockpy.model import Config, Exec, Image, State, Status
 from dockpy.settings import command
-from dockpy.signals import parse_signal
+from dockpy.signals import exit_code, parse_signal
 from dockpy.supervision import Attachment, Run, Streams
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ class Engine(Protocol):
 
     def ended(self, run: Run) -> bool:
         """The program is gone: tell whether the OOM killer was at work; must not block."""
+
+    def execution(self, container: Container, run: Run, wanted: Exec) -> Execution:
+        """One more program for this run, not started yet."""
 
     def settle(self, container: Container, run: Run) -> None:
         """Write the end down and release what the run held, in the background."""
@@ -321,6 +325,14 @@ class Container:
                 raise Conflict(f"container {self.name} is not running; start it first")
             return self._run.attach(streams)
 
+    def execute(self, wanted: Exec) -> Execution:
+        """One more program beside the container's own, ready to start. Conflict: it must run."""
+        with self._lock:
+            if self._run is None or not self._state.running:
+                raise Conflict(f"container {self.name} is not running; start it first")
+            run = self._run
+        return self._engine.execution(self, run, wanted)
+
     def resize(self, rows: int, columns: int) -> None:
         """Set the terminal's size in characters; nothing happens without a terminal."""
         with self._lock:
@@ -453,8 +465,3 @@ class Container:
             with over:
                 closed = True
                 os.close(done)
-
-
-def exit_code(status: int) -> int:
-    """A wait status as a shell would tell it: the program's code, or 128+n for signal n."""
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

@@ -46,6 +46,22 @@ class Ulimit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Exec:
+    """One more program for a running container. What is left out is as in the container.
+
+    `privileged` gives it all capabilities and no filter; the namespaces are the container's still.
+    """
+
+    cmd: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    tty: bool = False
+    open_stdin: bool = False
+    privileged: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What a container is asked to be.
 

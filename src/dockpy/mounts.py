@@ -163,6 +163,23 @@ def devpts() -> tuple[int, int, int]:
     return tree, master, slave
 
 
+def terminal_in(root: int) -> tuple[int, int]:
+    """A new terminal of a running container's own devpts, by its root: master, slave.
+
+    The master does not block. OSError when there is no such devpts.
+    """
+    place = open_in_root(root, "dev/pts", os.O_PATH | os.O_DIRECTORY)
+    try:
+        if os.stat("ptmx", dir_fd=place, follow_symlinks=False).st_rdev != os.makedev(5, 2):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), "/dev/pts/ptmx")
+        master, slave, step, err = try_terminal(place)
+    finally:
+        os.close(place)
+    if step:
+        raise KernelError(MOUNT_STEPS[step], err)
+    return master, slave
+
+
 def clone_tree(path_fd: int, *, recursive: bool = True, read_only: bool = False) -> int:
     """A detached copy of the mounts at an open path (O_PATH is enough), as bind mounts are.
 

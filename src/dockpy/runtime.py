@@ -27,7 +27,9 @@ from dockpy.capabilities import DEFAULT
 from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
 from dockpy.closing import LateCloser
 from dockpy.container import Container, Record
+from dockpy.entering import Entry, enter
 from dockpy.errors import (
+    Conflict,
     KernelError,
     Locked,
     NameInUse,
@@ -36,14 +38,15 @@ from dockpy.errors import (
     RequestError,
     TornRecord,
 )
+from dockpy.execution import Execution
 from dockpy.graph import Graph
 from dockpy.janitor import Janitor
-from dockpy.model import VERSION, Config, Image, State, Status
+from dockpy.model import VERSION, Config, Exec, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.seccomp import FilterCache
-from dockpy.settings import command, from_json, merge, to_json
+from dockpy.settings import command, from_json, merge, merge_environment, to_json
 from dockpy.supervision import Attachment, Run, Streams, Supervision
 from dockpy.supervisor import CONTAINERS
 from dockpy.tags import TagStore
@@ -111,6 +114,9 @@ class Runtime:
         self._names: dict[str, str] = {}
         self._ids = TruncIndex("container")
         self._held: dict[int, Started | Cgroup] = {}
+        self._executions: dict[str, Execution] = {}
+        self._watched: set[int] = set()
+        """Runs in which a program has had all capabilities."""
         self._identities: dict[tuple[str, str], Identity] = {}
         self._gone: dict[str, int] = {}
         self._gone_lines = 0
@@ -315,9 +321,7 @@ class Runtime:
         image = self.graph.get(record.image_id)
         fresh = not container.state.started_at
         key = (image.id, config.user)
-        hostname = config.hostname or (
-            platform.node() if config.network_mode == "host" else record.id[:12]
-        )
+        hostname = self._hostname(record)
         files_directory = f"{self.run}/containers/{record.id}"
         site = Site(
             id=record.id,
@@ -343,11 +347,56 @@ class Runtime:
         self._held[started.run.key] = started
         return started.run, started.attachments
 
+    @staticmethod
+    def _hostname(record: Record) -> str:
+        config = record.config
+        return config.hostname or (
+            platform.node() if config.network_mode == "host" else record.id[:12]
+        )
+
     def ended(self, run: Run) -> bool:
         """Whether the OOM killer ended processes of this run."""
         held = self._held.get(run.key)
         cgroup = held.cgroup if isinstance(held, Started) else held
         return cgroup is not None and cgroup.oom_kills() > 0
+
+    def execution(self, container: Container, run: Run, wanted: Exec) -> Execution:
+        """One more program for a container's run, not started yet."""
+        config = container.config.with_(
+            entrypoint=None,
+            cmd=wanted.cmd,
+            env=merge_environment(container.config.env, wanted.env),
+            user=wanted.user or container.config.user,
+            working_dir=wanted.working_dir or container.config.working_dir,
+            tty=wanted.tty,
+            open_stdin=wanted.open_stdin,
+        )
+        command(config)
+
+        def launch(execution: Execution, attach: Sequence[Streams]) -> tuple[Run, list[Attachment]]:
+            held = self._held.get(run.key)
+            if held is None:
+                raise Conflict(f"container {container.name} has ended; start it first")
+            entry = Entry(
+                id=execution.id,
+                run=run,
+                cgroup=held.cgroup if isinstance(held, Started) else held,
+                hostname=self._hostname(container.record),
+                inside=container.config,
+                config=config,
+                privileged=wanted.privileged,
+                watched=run.key in self._watched,
+            )
+            if wanted.privileged:
+                self._watched.add(run.key)
+            self._executions[execution.id] = execution
+            try:
+                return enter(self._assembler, self._supervision, entry, attach)
+            except BaseException:
+                del self._executions[execution.id]
+                raise
+
+        return Execution(launch, wanted, config)
 
     def settle(self, container: Container, run: Run) -> None:
         """Write the end down and release what the run held, in the background."""
@@ -366,7 +415,10 @@ class Runtime:
 
     def container_exited(self, run: Run, status: int, when: float) -> None:
         container = self._containers.get(run.container)
-        if container is None:
+        if (execution := self._executions.pop(run.container, None)) is not None:
+            execution.exited(status)
+            self._janitor.put(run.forget)
+        elif container is None:
             self._janitor.put(lambda: self._end_of_unknown(run))
         else:
             container.exited(run, status, when)
@@ -379,6 +431,7 @@ class Runtime:
     def _settle(self, container: Container, run: Run) -> None:
         record = container.record
         held = self._held.pop(run.key, None)
+        self._watched.discard(run.key)
         with contextlib.ExitStack() as rest:
             # Last first; each is done whatever the others meet.
             rest.callback(container.released.set)

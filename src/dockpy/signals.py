@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 
@@ -32,3 +33,8 @@ def parse_signal(text: str) -> int:
             f"unknown signal {text[:80]!r}; use a name such as TERM or a number from 1 to {RTMAX}"
         )
     return number
+
+
+def exit_code(status: int) -> int:
+    """A wait status as a shell would tell it: the program's code, or 128+n for signal n."""
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

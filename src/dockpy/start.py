@@ -81,45 +81,65 @@ class BindMount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartSpec:
-    """Everything decided, nothing left to look up. Slots are indices of descriptors.
+class Program:
+    """What is to be executed and as whom. Slots are indices of descriptors.
 
     `capabilities` is the mask for bounding, permitted and effective; `rlimits` are (resource
-    number, soft, hard); `devices` are (path, "c" or "b", major, minor, mode). `cgroup_binds` are
-    (slot, name) of detached, read-only mounts of the container's own v1 groups, which appear as
-    /sys/fs/cgroup/<name> when `mount_cgroup` says so; without any, and without v1 `tasks`, it is
-    the v2 hierarchy.
+    number, soft, hard).
     """
 
-    root_slot: int
     argv: tuple[str, ...]
     env: tuple[str, ...]
     cwd: str
     uid: int
     gid: int
     groups: tuple[int, ...]
-    hostname: str
-    domainname: str
     tty_slot: int | None
-    devpts_slot: int | None
     stdin_slot: int | None
     stdout_slot: int | None
     stderr_slot: int | None
     cgroup_tasks_slots: tuple[int, ...]
-    network: Literal["none", "host"] | int
-    sysfs_slot: int | None = None
     capabilities: int
     seccomp: bytes | None
     no_new_privileges: bool
     rlimits: tuple[tuple[int, int, int], ...]
     oom_score_adj: int
+    init_slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnterSpec(Program):
+    """One more program in a container that runs: `container_slot` is the pidfd of its first.
+
+    `own_memory`: a process in there may trace others, see `Plan.enter`.
+    """
+
+    container_slot: int
+    own_memory: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartSpec(Program):
+    """Everything decided, nothing left to look up.
+
+    `devices` are (path, "c" or "b", major, minor, mode). `cgroup_binds` are (slot, name) of
+    detached, read-only mounts of the container's own v1 groups, which appear as
+    /sys/fs/cgroup/<name> when `mount_cgroup` says so; without any, and without v1 `tasks`, it is
+    the v2 hierarchy.
+    """
+
+    root_slot: int
+    hostname: str
+    domainname: str
+    devpts_slot: int | None
+    network: Literal["none", "host"] | int
+    sysfs_slot: int | None = None
     privileged: bool
     read_only: bool
     binds: tuple[BindMount, ...]
     tmpfs: tuple[tuple[str, str], ...]
     shm_size: int
     devices: tuple[tuple[str, str, int, int, int], ...]
-    init_slot: int | None
     mount_cgroup: bool
     cgroup_binds: tuple[tuple[int, str], ...] = ()
 
@@ -203,6 +223,21 @@ def start_plan(spec: StartSpec) -> Plan:
     if spec.read_only:
         plan.set_read_only("/")
     plan.pivot()
+    _streams(plan, spec)
+    _identity(plan, spec)
+    return plan
+
+
+def enter_plan(spec: EnterSpec) -> Plan:
+    """The steps of one more program in a running container, in order."""
+    plan = Plan()
+    for slot in spec.cgroup_tasks_slots:
+        plan.join_cgroup(slot)
+    plan.enter(spec.container_slot, own_memory=spec.own_memory)
+    if spec.oom_score_adj:
+        plan.write_file("proc/self/oom_score_adj", str(spec.oom_score_adj))
+    plan.session()
+    plan.umask(0o022)
     _streams(plan, spec)
     _identity(plan, spec)
     return plan
@@ -309,7 +344,7 @@ def _mounts(plan: Plan, spec: StartSpec) -> None:
             plan.mount("tmpfs", target, options=settings, attributes=attributes)
 
 
-def _streams(plan: Plan, spec: StartSpec) -> None:
+def _streams(plan: Plan, spec: Program) -> None:
     if spec.tty_slot is not None:
         plan.terminal(spec.tty_slot, spec.uid)
     else:
@@ -319,7 +354,7 @@ def _streams(plan: Plan, spec: StartSpec) -> None:
     plan.close_descriptors(-1 if spec.init_slot is None else spec.init_slot)
 
 
-def _identity(plan: Plan, spec: StartSpec) -> None:
+def _identity(plan: Plan, spec: Program) -> None:
     """Limits, user, capabilities, filter, program: from here on ever less is allowed.
 
     Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.

@@ -217,7 +217,8 @@ class Supervisor:
             self._tell(("failed", seq, failure.index, failure.errno))
             return
         record.pid = spawned.pid
-        mounts = hold_mounts(spawned.pidfd)
+        # What enters a container has no log of its own, and no mounts to end with.
+        mounts = hold_mounts(spawned.pidfd) if log[0] else None
         record.mounts = None if mounts is None else _process.out_of_the_way(mounts)
         pidfd = _process.out_of_the_way(spawned.pidfd)
         self._tell(("started", seq, key, spawned.pid, record.started), [pidfd])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from dockpy.container import Record
-from dockpy.model import Config, Image, State
+from dockpy.model import Config, Exec, Image, State
 from dockpy.supervision import AttachmentEnd, Streams
 
 
@@ -22,11 +22,32 @@ class EngineAttachment(Protocol):
     def close(self) -> None: ...
 
 
-class EngineContainer(Protocol):
-    """One container."""
+class EngineProgram(Protocol):
+    """What runs, and may have somebody connected: a container, or an exec in it."""
 
     @property
     def id(self) -> str: ...
+
+    @property
+    def config(self) -> Config: ...
+
+    def kill(self, number: int = ...) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def resize(self, rows: int, columns: int) -> None: ...
+
+    def on_exit(self, callback: Callable[[object], None]) -> None: ...
+
+
+class EngineExecution(EngineProgram, Protocol):
+    """One more program in a container."""
+
+    def start(self, attach: Sequence[Streams] = ()) -> Sequence[EngineAttachment]: ...
+
+
+class EngineContainer(EngineProgram, Protocol):
+    """One container."""
 
     @property
     def short_id(self) -> str: ...
@@ -42,9 +63,6 @@ class EngineContainer(Protocol):
 
     @property
     def args(self) -> tuple[str, ...]: ...
-
-    @property
-    def config(self) -> Config: ...
 
     @property
     def state(self) -> State: ...
@@ -65,17 +83,11 @@ class EngineContainer(Protocol):
 
     def stop(self, timeout: float | None = None) -> None: ...
 
-    def kill(self, number: int = ...) -> None: ...
-
     def restart(self, timeout: float | None = None) -> None: ...
-
-    def wait(self, timeout: float | None = None) -> int: ...
 
     def attach(self, streams: Streams) -> EngineAttachment: ...
 
-    def resize(self, rows: int, columns: int) -> None: ...
-
-    def on_exit(self, callback: Callable[[object], None]) -> None: ...
+    def execute(self, wanted: Exec) -> EngineExecution: ...
 
     def copy_log(
         self,

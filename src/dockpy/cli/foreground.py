@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from dockpy.cli.engine import EngineAttachment, EngineContainer
+from dockpy.cli.engine import EngineAttachment, EngineContainer, EngineProgram
 from dockpy.cli.session import DEADLY, LEFT_BY_PIPE, Session
 from dockpy.errors import DockpyError, UsageError
 from dockpy.model import Config
@@ -40,7 +40,7 @@ def require_terminal(session: Session, config: Config, wanted: Sequence[str]) ->
 
 
 def start_connected(
-    container: EngineContainer,
+    container: EngineProgram,
     start: Callable[[Sequence[Streams]], Sequence[EngineAttachment]],
     ends: Streams,
 ) -> EngineAttachment:
@@ -73,26 +73,28 @@ def raw_terminal(session: Session, config: Config, wanted: Sequence[str]) -> Ite
 
 def stay(
     session: Session,
-    container: EngineContainer,
+    container: EngineProgram,
     connect: Callable[[], EngineAttachment],
     wanted: Sequence[str],
     *,
     sig_proxy: bool,
     redraw: bool = False,
+    lasting: bool = True,
 ) -> int:
     """Connect, and stay until the program ends or the caller leaves; the exit code.
 
     Blocks. Leaves the container running after the detach keys (0), a broken output (141), a signal
     that is not passed on (128+n) and the client's end. `redraw` makes a program that has a
-    terminal draw it anew.
+    terminal draw it anew. `lasting`: another daemon than this one will know it too.
     """
     config = container.config
     with raw_terminal(session, config, wanted):
         if "stdin" in wanted:
             session.takes_stdin()
-        session.staying_with(container.id, sig_proxy, -1)
+        known_as = container.id if lasting else ""
+        session.staying_with(known_as, sig_proxy, -1)
         attachment = connect()
-        session.staying_with(container.id, sig_proxy, attachment.number)
+        session.staying_with(known_as, sig_proxy, attachment.number)
         seat = _Seat(container, attachment, pass_on=sig_proxy and not config.tty)
         resize = container.resize if config.tty else ignore_size
         with session.events.listening(
@@ -121,7 +123,7 @@ class NothingConnected:
 
     number = -1
 
-    def __init__(self, container: EngineContainer) -> None:
+    def __init__(self, container: EngineProgram) -> None:
         self._end = AttachmentEnd.ENDED
         self._done = threading.Event()
         container.on_exit(lambda _container: self._done.set())
@@ -141,7 +143,7 @@ class _Seat:
     """What the caller's signals do while it is connected."""
 
     def __init__(
-        self, container: EngineContainer, attachment: EngineAttachment, *, pass_on: bool
+        self, container: EngineProgram, attachment: EngineAttachment, *, pass_on: bool
     ) -> None:
         self.container = container
         self.attachment = attachment

@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 
-from dockpy.cli import images, inspect, lifecycle, listing, logs, system
+from dockpy.cli import execute, images, inspect, lifecycle, listing, logs, system
 from dockpy.cli import run as running
 from dockpy.cli.command import Command, ShowHelp
 from dockpy.cli.session import LEFT_BY_PIPE, ClientGone, Session
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
         lifecycle.wait,
         lifecycle.attach,
         lifecycle.rm,
+        execute.exec_,
         listing.ps,
         logs.logs,
         inspect.inspect,

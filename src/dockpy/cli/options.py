@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dockpy.cli.command import Operand, Option, Switch
-from dockpy.cli.flags import parse_keys, parse_seconds
+from dockpy.cli.flags import (
+    parse_environment,
+    parse_keys,
+    parse_path_inside,
+    parse_seconds,
+)
 
 
 def containers() -> Operand:
@@ -57,4 +62,46 @@ def format_() -> Option:
         "format",
         help="Show with a Go template, or as json",
         metavar="TEMPLATE",
+    )
+
+
+def environment() -> Option:
+    """One entry of the environment."""
+    return Option(
+        "-e",
+        "--env",
+        help="Set NAME=value, or take NAME from your environment",
+        parse=parse_environment,
+        metavar="NAME[=VALUE]",
+        multiple=True,
+    )
+
+
+def env_file() -> Option:
+    """A file of such entries."""
+    return Option(
+        "--env-file", help="Read NAME=value lines from a file", metavar="FILE", multiple=True
+    )
+
+
+def user() -> Option:
+    """Who the program runs as."""
+    return Option(
+        "-u",
+        "--user",
+        help="User, and group, by name or number",
+        metavar="USER[:GROUP]",
+        default="",
+    )
+
+
+def workdir() -> Option:
+    """Where it starts."""
+    return Option(
+        "-w",
+        "--workdir",
+        help="Working directory inside the container",
+        parse=parse_path_inside,
+        metavar="DIRECTORY",
+        default="",
     )

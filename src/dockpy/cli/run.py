@@ -210,17 +210,8 @@ def make_options() -> list[Option | Operand]:
             help="Program to run instead of the image's entry point (empty: none)",
             metavar="PROGRAM",
         ),
-        Option(
-            "-e",
-            "--env",
-            help="Set NAME=value, or take NAME from your environment",
-            parse=flags.parse_environment,
-            metavar="NAME[=VALUE]",
-            multiple=True,
-        ),
-        Option(
-            "--env-file", help="Read NAME=value lines from a file", metavar="FILE", multiple=True
-        ),
+        options.environment(),
+        options.env_file(),
         Option(
             "-h",
             "--hostname",
@@ -353,13 +344,7 @@ def make_options() -> list[Option | Operand]:
             metavar="NAME=SOFT[:HARD]",
             multiple=True,
         ),
-        Option(
-            "-u",
-            "--user",
-            help="User, and group, by name or number",
-            metavar="USER[:GROUP]",
-            default="",
-        ),
+        options.user(),
         Option(
             "-v",
             "--volume",
@@ -367,14 +352,7 @@ def make_options() -> list[Option | Operand]:
             metavar="SOURCE:TARGET[:ro]",
             multiple=True,
         ),
-        Option(
-            "-w",
-            "--workdir",
-            help="Working directory inside the container",
-            parse=flags.parse_path_inside,
-            metavar="DIRECTORY",
-            default="",
-        ),
+        options.workdir(),
         Operand("image", "image"),
         Operand("words", "program or argument", many=True, required=False),
     ]
