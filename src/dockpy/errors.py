@@ -130,3 +130,25 @@ class BadArchive(RequestError):
 
 class SupervisorLost(DockpyError):
     """A supervisor died before it answered; its containers are handed to a new one."""
+
+
+class RegistryError(RequestError):
+    """A registry that cannot be reached, refuses, or answers what makes no sense."""
+
+    http_status = 502
+
+
+class Unauthorized(RegistryError):
+    """A registry wants other credentials than it got, or any at all."""
+
+    http_status = 401
+
+
+class NotInRegistry(RegistryError):
+    """A registry does not have what was asked for."""
+
+    http_status = 404
+
+
+class Cancelled(RequestError):
+    """The caller wanted a transfer to end before it was done."""
