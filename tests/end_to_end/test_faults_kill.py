@@ -133,3 +133,16 @@ def test_killed_clients_cost_no_container_no_code_and_no_line(engine_of: Client)
     assert {job.name for job in JOBS if job.number % 2} <= set(found)  # seen to print
     assert found == {name: RIGHT[name] for name in found}
     assert logs(client, list(found)) == dict.fromkeys(found, EXPECTED)
+
+
+def test_an_exec_goes_on_under_the_next_daemon(engine_of: Client) -> None:
+    client = engine_of
+    client.ok("run", "-d", "--name", "box", "base", "sleep", "1000")
+    client.ok("exec", "-d", "box", "sleep", "333")
+    kill(daemon_of(client))
+    assert "sleep 333" in client.ok("exec", "box", "ps", "-o", "args").out
+    for supervisor in supervisors_of(client):
+        kill(supervisor)
+    assert "sleep 333" in client.ok("exec", "box", "ps", "-o", "args").out
+    assert client("exec", "box", "sh", "-c", "exit 6").code == 6
+    client.remove_all()

@@ -270,6 +270,11 @@ class Client:
             return rest[0] if rest else ENGINE_ERROR
         if kind == wire.RAW:
             self.raw()
+            if self.connection is not None:
+                try:
+                    self.connection.send(wire.IS_RAW)
+                except OSError:
+                    return -1  # the daemon is gone, which `next` finds out
         elif kind == wire.COOKED:
             self.cook()
         elif kind == wire.STDIN:

@@ -50,6 +50,8 @@ REQUEST_PATIENCE = 10.0
 """Seconds a client has for its request."""
 CLOSING_PATIENCE = 3.0
 """Seconds commands have to end when the daemon does."""
+RAW_PATIENCE = 2.0
+"""Seconds a client has to switch its terminal."""
 STACK = 512 << 10
 ENGINE_ERROR = 125
 LOCKED = 1
@@ -234,6 +236,7 @@ class Client:
         self._terminal = -1
         self.since = time.monotonic()
         self.asked = False
+        self._is_raw = threading.Event()
         self.staying = False
         """It is with a container that goes on without us."""
 
@@ -263,6 +266,7 @@ class Client:
         with self._lock:
             self._gone = True
             session = self._session
+        self._is_raw.set()  # whoever waits for it waits in vain
         self.drop()
         if session is not None and not self._left:
             session.events.hang_up()
@@ -275,7 +279,9 @@ class Client:
         self._pass_on(self._session, number)
 
     def _pass_on(self, session: Session, number: int) -> None:
-        if number == signal.SIGWINCH:
+        if number == wire.IS_RAW[0]:
+            self._is_raw.set()
+        elif number == signal.SIGWINCH:
             rows, columns = window_size(self._terminal)
             if rows and columns:
                 session.events.resize(rows, columns)
@@ -328,7 +334,7 @@ class Client:
             stdin_tty=terminal >= 0 and os.isatty(terminal),
             stdout_tty=os.isatty(stdout),
             window=window_size(window),
-            set_raw=lambda on: self.tell(wire.RAW if on else wire.COOKED),
+            set_raw=self._set_raw,
             leave=self.leave,
             staying_with=self._stay,
             takes_stdin=lambda: self.tell(wire.STDIN),
@@ -347,6 +353,13 @@ class Client:
         finally:
             with self._lock:
                 self._terminal = -1
+
+    def _set_raw(self, on: bool) -> None:
+        """Switch the client's terminal, and wait until raw mode is on, as long as it takes it."""
+        self._is_raw.clear()
+        self.tell(wire.RAW if on else wire.COOKED)
+        if on and not self._is_raw.wait(RAW_PATIENCE):
+            log.warning("client %d does not switch its terminal; it goes on", self._peer.pid)
 
     def _stay(self, identifier: str, sig_proxy: bool, number: int) -> None:
         self.staying = bool(identifier)

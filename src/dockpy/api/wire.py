@@ -34,7 +34,10 @@ TERMINAL, SPILLED, READING = 1, 2, 4
 EXIT = b"x"
 """One byte more: leave with this code."""
 RAW, COOKED = b"R", b"c"
-"""Switch the terminal to raw mode; switch it back."""
+"""Switch the terminal to raw mode, and say IS_RAW when it is; switch it back."""
+IS_RAW = b"\0"
+"""From the client, where no signal has that number: what the program writes next is shown raw,
+and keys typed in answer to it are the program's."""
 STDIN = b"i"
 """Begin to forward the terminal's keys."""
 FOLLOW = b"f"

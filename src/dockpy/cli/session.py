@@ -162,7 +162,7 @@ class Session:
     `stdin`, `stdout`, `stderr`: descriptors, -1 for a closed one; `cwd`: a directory descriptor.
     They stay the property of whoever made the session. `window`: rows and columns, (0, 0) when
     unknown. `set_raw` asks the client to switch its terminal to raw mode and back, and blocks until
-    it was told. `leave` tells the client to go away with an exit code while the command goes on.
+    raw mode is on. `leave` tells the client to go away with an exit code while the command goes on.
     `staying_with` tells it the container in the foreground ("": none any more), whether signals are
     the container's, and the number of its attachment (-1: none yet), so that it can come back when
     the daemon dies; `takes_stdin`, that its input is wanted from now on.
