@@ -111,4 +111,7 @@ def test_other_programs_unpack_the_same_tree(tmp_path: Path, program: str) -> No
     # bsdtar says so of names that are not UTF-8, ends with 1, and writes them as they are
     said = [one for one in done.stderr.splitlines() if b"can't be converted" not in one]
     assert done.returncode == 0 or said == [b"bsdtar: Error exit delayed from previous errors."]
-    assert snapshot(str(target)) == snapshot(str(tmp_path / "tree"))
+    seen, expected = snapshot(str(target)), snapshot(str(tmp_path / "tree"))
+    if program == "bsdtar":  # it does not give the target itself its time, whoever made the archive
+        del seen["."], expected["."]
+    assert seen == expected

@@ -1,0 +1,41 @@
+"""What a container changed in its files, with Docker's answers. Values in, exceptions out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from dockpy._diff import KERNEL_STEPS, TREE_PROBLEMS, Comparison
+from dockpy.errors import KernelError, RequestError
+from dockpy.model import Change, ChangeKind
+
+__all__ = ["Change", "ChangeKind", "changes"]
+
+MOUNT_POINTS = ("dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/resolv.conf")
+"""What every start mounts on: made in the upper when an image deletes it. Docker does not tell it
+either; a file with content there, or a directory with files, is a change as any other."""
+
+
+def changes(
+    upper: int, lowers: Sequence[int], *, mount_points: Sequence[str] = MOUNT_POINTS
+) -> list[Change]:
+    """What the overlayfs upper at descriptor `upper` adds (A), modifies (C) and deletes (D) of what
+    the directories `lowers`, top first, show together; sorted by the bytes of the path.
+
+    Paths are absolute inside the container; bytes that are not UTF-8 become surrogates, as
+    os.fsdecode has it. Exact when nothing writes to the upper meanwhile; else what is gone is left
+    out. Blocks; reads no file. Raises KernelError for what the kernel refuses, RequestError for an
+    upper that was mounted with redirect_dir or that is torn apart while it is read.
+    """
+    comparison = Comparison(
+        upper, list(lowers), mount_points=[os.fsencode(point) for point in mount_points]
+    )
+    found = comparison.run()
+    if found is None:
+        name = os.fsdecode(b"/" + comparison.name)
+        if comparison.problem in TREE_PROBLEMS:
+            raise RequestError(f"{TREE_PROBLEMS[comparison.problem]} (at {name!r})")
+        raise KernelError(KERNEL_STEPS[comparison.problem], comparison.error, name)
+    kinds = {kind.value: kind for kind in ChangeKind}
+    text = found.decode("utf-8", "surrogateescape")
+    return [Change(one[1:], kinds[one[0]]) for one in text.split("\0")[:-1]]
