@@ -96,7 +96,9 @@ def registry_host(text: str, settings: RegistrySettings) -> str:
     try:
         reference = parse(f"{host}/x")
     except UsageError as error:
-        raise UsageError(f"{text!r} is not a registry; give its host, and its port if any") from error
+        raise UsageError(
+            f"{text!r} is not a registry; give its host, and its port if any"
+        ) from error
     if reference.domain in DEFAULT_ALIASES:
         return DEFAULT_REGISTRY
     return reference.domain or host

@@ -96,8 +96,8 @@ class RegistrySettings:
         return DEFAULT_ENDPOINT if host == DEFAULT_REGISTRY else host
 
     def is_insecure(self, host: str) -> bool:
-        """Whether `host[:port]` may do without a right certificate: it is listed, as itself, without
-        its port, or in a network."""
+        """Whether `host[:port]` may do without a right certificate: the list has it, with or
+        without its port, or a network it is in."""
         name = host_name(host)
         if host in self.insecure or name in self.insecure:
             return True
@@ -149,7 +149,9 @@ def parse(text: str, where: str, environment: Mapping[str, str]) -> RegistrySett
         named[default] = (*named.get(default, ()), *general)
     for mirror in (one for each in named.values() for one in each):
         if not mirror.startswith(("https://", "http://")):
-            raise RequestError(f"{where}: mirror {mirror!r} does not begin with https:// or http://")
+            raise RequestError(
+                f"{where}: mirror {mirror!r} does not begin with https:// or http://"
+            )
     certificates = _texts(values.get("certs.d", list(CERTIFICATES)), where, "certs.d")
     return RegistrySettings(
         default_registry=default,

@@ -1,0 +1,580 @@
+"""HTTP/1.1 over connections that are kept: one request, one answer, no opinion about either.
+
+On http.client and ssl of the standard library, see docs/decisions/0013-registry-transport.md. Every
+blocking call ends when its `Cancellation` is cancelled (the socket is shut down), when the server
+is silent for longer than `Patience.silence`, or sends so slowly that it is as good as silent.
+Redirects, retries and credentials belong to `client`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+from urllib.parse import urlsplit
+
+from dockpy.errors import RegistryError, RequestError
+from dockpy.model import VERSION
+from dockpy.registry.cancellation import Cancellation
+from dockpy.registry.proxies import Proxy, proxy_for
+from dockpy.registry.settings import Patience, RegistrySettings
+
+IDLE_SECONDS = 20.0
+"""How long a connection is kept for the next request; servers close theirs after a minute or so."""
+IDLE_CONNECTIONS = 16
+PIECE = 256 << 10
+"""Bytes of a body that are sent at once."""
+_HEAD_LIMIT = 64 << 10
+
+
+class Source(Protocol):
+    """A body to send; 0 is its end."""
+
+    def readinto(self, buffer: memoryview, /) -> int: ...
+
+
+class Broken(RegistryError):
+    """A connection that failed, was refused or fell silent: trying again may help.
+
+    `sent`: the request may have arrived. `plain`: the server does not speak TLS.
+    """
+
+    def __init__(self, text: str, *, sent: bool = False, plain: bool = False) -> None:
+        self.sent = sent
+        self.plain = plain
+        super().__init__(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection goes; two URLs of one origin may share credentials."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """The origin of a URL. RegistryError for what is none, or has a name and a password."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            host = (parts.hostname or "").encode("idna").decode()
+        except ValueError:
+            parts, host, port = urlsplit(""), "", 0
+        if parts.scheme not in ("http", "https") or not host or parts.username is not None:
+            raise RegistryError(f"{shown(url)} is not a URL of http or https")
+        return cls(parts.scheme, host, port)
+
+    @property
+    def address(self) -> str:
+        """`host[:port]` as a Host header and a settings file have it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        usual = 443 if self.scheme == "https" else 80
+        return host if self.port == usual else f"{host}:{self.port}"
+
+
+def shown(url: str) -> str:
+    """A URL fit for people's eyes: without query, where signatures stand, and without user info."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "an address"
+    text = f"{parts.scheme}://{host}{parts.path}"
+    return "".join(one if one.isprintable() else "?" for one in text)[:200]
+
+
+class _Stream(io.RawIOBase):
+    """A socket's reading side that notices a server which is as good as silent."""
+
+    def __init__(self, sock: socket.socket, patience: Patience) -> None:
+        self._sock = sock
+        self._patience = patience
+        self.begin()
+
+    def begin(self) -> None:
+        """A new answer is waited for."""
+        self._since = time.monotonic()
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._sock.recv_into(buffer)
+        self._count += count
+        now = time.monotonic()
+        span = now - self._since
+        if span >= self._patience.slow_time:
+            if count and self._count < self._patience.slowest * span:
+                raise TimeoutError(f"only {self._count} bytes in {span:.0f} s")
+            self._since, self._count = now, 0
+        return count
+
+
+class _Socket:
+    """What http.client needs of a socket: all answers are read through one buffer."""
+
+    def __init__(self, sock: socket.socket, patience: Patience) -> None:
+        self.sock = sock
+        self.stream = _Stream(sock, patience)
+
+    def makefile(self, _mode: str) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(self.stream, 64 << 10))
+
+    def sendall(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class _Connection:
+    """A connection to an origin; one request at a time."""
+
+    def __init__(
+        self, origin: Origin, sock: socket.socket, proxy: Proxy | None, patience: Patience
+    ):
+        self.origin = origin
+        self.proxy = proxy
+        self.raw = sock
+        self.idle_since = 0.0
+        self._socket = _Socket(sock, patience)
+        self.http = http.client.HTTPConnection(origin.host, origin.port)
+        self.http.auto_open = 0
+        self.http.sock = self._socket
+
+    def begin(self) -> None:
+        self._socket.stream.begin()
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self.raw.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.http.close()
+        with contextlib.suppress(OSError):
+            self.raw.close()
+
+
+class Response:
+    """An answer whose body is still to be read. Close it; use it as a context."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        connection: _Connection,
+        answer: http.client.HTTPResponse,
+        url: str,
+        cancellation: Cancellation,
+    ) -> None:
+        self.status = answer.status
+        self.headers = answer.headers
+        self.url = url
+        self._transport = transport
+        self._connection = connection
+        self._answer = answer
+        self._cancellation = cancellation
+        self._waker = cancellation.add(connection.wake)
+        self._closed = False
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body that are still to come, if the server told."""
+        return self._answer.length
+
+    def header(self, name: str) -> str:
+        return str(self.headers.get(name, ""))
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer as far as the body goes. Broken when it ends too early; Cancelled."""
+        try:
+            count = self._answer.readinto(buffer)
+        except (OSError, http.client.HTTPException, ValueError) as failure:
+            self._cancellation.check()
+            raise Broken(f"{shown(self.url)}: {reason(failure)}", sent=True) from failure
+        if count < len(buffer):
+            self._cancellation.check()
+            left = self._answer.length
+            if left:
+                raise Broken(f"{shown(self.url)}: the answer ended {left} bytes early", sent=True)
+        return count
+
+    def read(self, limit: int) -> bytes:
+        """The whole body. RegistryError when it has more than `limit` bytes."""
+        pieces = []
+        left = limit + 1
+        while left:
+            buffer = bytearray(min(left, 64 << 10))
+            count = self.readinto(memoryview(buffer))
+            if not count:
+                break
+            pieces.append(bytes(buffer[:count]))
+            left -= count
+        if not left:
+            raise RegistryError(f"{shown(self.url)}: the answer has more than {limit} bytes")
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Let the connection go; it is kept when the body was read to its end."""
+        if self._closed:
+            return
+        self._closed = True
+        self._cancellation.remove(self._waker)
+        spent = self._answer.isclosed() or self._answer.length == 0
+        keep = spent and not self._answer.will_close and not self._cancellation.cancelled
+        self._answer.close()
+        if keep:
+            self._transport.keep(self._connection)
+        else:
+            self._connection.close()
+
+
+class Transport:
+    """All connections of one engine to registries. Thread-safe."""
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._idle: list[_Connection] = []
+        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+
+    def close(self) -> None:
+        """Close the connections nobody uses."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        cancellation: Cancellation,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | Source | None = None,
+        length: int | None = None,
+        verify: bool = True,
+    ) -> Response:
+        """Send a request and wait for the answer's head.
+
+        `length`: bytes of a `Source`; None sends it in chunks. `verify` off takes any certificate.
+        Raises Broken, Cancelled, and RegistryError for certificates that are not right.
+        """
+        origin = Origin.of(url)
+        replayable = body is None or isinstance(body, bytes)
+        while True:
+            cancellation.check()
+            connection = self._take(origin) if replayable else None
+            fresh = connection is None
+            if connection is None:
+                connection = self._connect(origin, verify, cancellation)
+            try:
+                return self._exchange(connection, method, url, headers, body, length, cancellation)
+            except Broken:
+                # A kept connection may have been closed by the server just now.
+                if fresh:
+                    raise
+
+    def _exchange(
+        self,
+        connection: _Connection,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Source | None,
+        length: int | None,
+        cancellation: Cancellation,
+    ) -> Response:
+        waker = cancellation.add(connection.wake)
+        try:
+            connection.begin()
+            unsent: OSError | None = None
+            try:
+                send_head(connection, method, url, headers, body, length)
+                if body is not None and not isinstance(body, bytes):
+                    send_body(connection.http, body, length)
+            except OSError as failure:
+                unsent = failure  # the server may have answered before it hung up
+            answer = connection.http.getresponse()
+            if unsent is not None:
+                answer.will_close = True
+        except (OSError, http.client.HTTPException, ValueError) as failure:
+            connection.close()
+            cancellation.check()
+            raise Broken(f"{shown(url)}: {reason(failure)}", sent=True) from failure
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            cancellation.remove(waker)
+        return Response(self, connection, answer, url, cancellation)
+
+    # -- connections ---------------------------------------------------------------------------
+
+    def _take(self, origin: Origin) -> _Connection | None:
+        now = time.monotonic()
+        with self._lock:
+            fresh = [one for one in self._idle if now - one.idle_since < IDLE_SECONDS]
+            stale = [one for one in self._idle if now - one.idle_since >= IDLE_SECONDS]
+            found = next((one for one in reversed(fresh) if one.origin == origin), None)
+            if found is not None:
+                fresh.remove(found)
+            self._idle = fresh
+        for connection in stale:
+            connection.close()
+        return found
+
+    def keep(self, connection: _Connection) -> None:
+        """Have a connection ready for the next request to its origin."""
+        connection.idle_since = time.monotonic()
+        with self._lock:
+            self._idle.append(connection)
+            surplus = self._idle[:-IDLE_CONNECTIONS]
+            del self._idle[:-IDLE_CONNECTIONS]
+        for one in surplus:
+            one.close()
+
+    def _connect(self, origin: Origin, verify: bool, cancellation: Cancellation) -> _Connection:
+        proxy = proxy_for(origin.scheme, origin.host, origin.port, self._settings.environment)
+        context = self._context(origin, verify) if origin.scheme == "https" else None
+        patience = self._settings.patience
+        target = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
+        sock = open_socket(target, patience, cancellation, through_proxy=proxy is not None)
+        try:
+            with cancellation.waking(lambda: _shut(sock)):
+                if context is not None:
+                    if proxy is not None:
+                        tunnel(sock, origin, proxy)
+                    sock = context.wrap_socket(
+                        sock, server_hostname=origin.host, do_handshake_on_connect=False
+                    )
+            if isinstance(sock, ssl.SSLSocket):
+                with cancellation.waking(lambda: _shut(sock)):
+                    sock.do_handshake()
+            sock.settimeout(patience.silence)
+        except ssl.SSLCertVerificationError as failure:
+            sock.close()
+            raise RegistryError(untrusted(origin, failure, self._settings)) from failure
+        except (OSError, ValueError) as failure:
+            sock.close()
+            cancellation.check()
+            plain = isinstance(failure, (ssl.SSLError, ConnectionResetError))
+            what = "does not speak TLS, or not as we do" if plain else "cannot be reached"
+            raise Broken(f"{origin.address} {what}: {reason(failure)}", plain=plain) from failure
+        except BaseException:
+            sock.close()
+            raise
+        return _Connection(origin, sock, proxy if context is None else None, patience)
+
+    def _context(self, origin: Origin, verify: bool) -> ssl.SSLContext:
+        key = (origin.address, verify)
+        with self._lock:
+            context = self._contexts.get(key)
+        if context is None:
+            context = make_context(origin.address, verify, self._settings.certificates)
+            with self._lock:
+                self._contexts[key] = context
+        return context
+
+
+def send_head(
+    connection: _Connection,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | Source | None,
+    length: int | None,
+) -> None:
+    """The request line, the headers, and the body when it is bytes."""
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    web = connection.http
+    web.putrequest(
+        method,
+        f"http://{connection.origin.address}{target}" if connection.proxy else target,
+        skip_host=True,
+        skip_accept_encoding=True,
+    )
+    web.putheader("Host", connection.origin.address)
+    web.putheader("User-Agent", f"dockpy/{VERSION}")
+    if connection.proxy and connection.proxy.authorization:
+        web.putheader("Proxy-Authorization", connection.proxy.authorization)
+    for name, value in headers.items():
+        web.putheader(name, value)
+    if isinstance(body, bytes):
+        web.putheader("Content-Length", str(len(body)))
+        web.endheaders(body)
+        return
+    if body is not None:
+        if length is None:
+            web.putheader("Transfer-Encoding", "chunked")
+        else:
+            web.putheader("Content-Length", str(length))
+    elif method in ("POST", "PUT", "PATCH"):
+        web.putheader("Content-Length", "0")
+    web.endheaders()
+
+
+def send_body(web: http.client.HTTPConnection, body: Source, length: int | None) -> None:
+    """A body piece by piece. OSError of the connection; what the source raises comes out."""
+    buffer = memoryview(bytearray(PIECE))
+    left = length
+    while left is None or left > 0:
+        count = body.readinto(buffer if left is None else buffer[:left])
+        if count == 0:
+            if left:
+                raise RequestError(f"the body of a request ended {left} bytes early")
+            break
+        if left is None:
+            web.send(b"%x\r\n" % count)
+        else:
+            left -= count
+        web.send(buffer[:count])
+        if left is None:
+            web.send(b"\r\n")
+    if left is None:
+        web.send(b"0\r\n\r\n")
+
+
+def open_socket(
+    target: tuple[str, int], patience: Patience, cancellation: Cancellation, *, through_proxy: bool
+) -> socket.socket:
+    """A connected socket, whichever address answers first in order. Broken, Cancelled."""
+    host, port = target
+    name = f"the proxy {host}:{port}" if through_proxy else f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as failure:
+        why = failure.strerror if isinstance(failure, OSError) else str(failure)
+        raise Broken(
+            f"cannot find {name}: {why}; check the name, the network and the proxy settings"
+        ) from failure
+    last: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        try:
+            sock.settimeout(patience.connect)
+            with cancellation.waking(lambda sock=sock: _shut(sock)):  # type: ignore[misc]
+                sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except OSError as failure:
+            sock.close()
+            cancellation.check()
+            last = failure
+        except BaseException:
+            sock.close()
+            raise
+    why = reason(last) if last is not None else "it has no address"
+    raise Broken(
+        f"cannot reach {name}: {why}; check that it runs, the network and the proxy settings"
+    )
+
+
+def tunnel(sock: socket.socket, origin: Origin, proxy: Proxy) -> None:
+    """Have a proxy connect us to the origin (RFC 9110 9.3.6). OSError when it does not."""
+    target = (
+        f"{origin.host}:{origin.port}"
+        if ":" not in origin.host
+        else f"[{origin.host}]:{origin.port}"
+    )
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", f"User-Agent: dockpy/{VERSION}"]
+    if proxy.authorization:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    sock.sendall("\r\n".join([*lines, "", ""]).encode())
+    head = bytearray()
+    while not head.endswith(b"\r\n\r\n"):
+        byte = sock.recv(1)  # not one more: TLS begins right behind it
+        if not byte or len(head) > _HEAD_LIMIT:
+            raise OSError("the proxy does not answer as a proxy")
+        head += byte
+    words = bytes(head).split(b"\r\n", 1)[0].split(None, 2)
+    if len(words) < 2 or words[1] != b"200":
+        code = words[1].decode("ascii", "replace") if len(words) > 1 else "nothing"
+        hint = "; give it a name and a password in HTTPS_PROXY" if code == "407" else ""
+        raise OSError(f"the proxy answers {code[:10]}{hint}")
+
+
+def make_context(address: str, verify: bool, directories: tuple[str, ...]) -> ssl.SSLContext:
+    """TLS for a registry: the system's authorities, and what `certs.d/<host[:port]>/` adds.
+
+    `*.crt` there are authorities, `NAME.cert` with `NAME.key` are ours to show. Source: Docker's
+    documentation, "Verify repository client with certificates". RequestError names a bad file.
+    """
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    for directory in (Path(one) / address for one in directories):
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError:
+            continue
+        for name in names:
+            path = directory / name
+            try:
+                if name.endswith(".crt"):
+                    context.load_verify_locations(path)
+                elif name.endswith(".cert"):
+                    context.load_cert_chain(path, path.with_suffix(".key"), password=_no_password)
+            except (OSError, ValueError) as failure:
+                raise RequestError(f"{path}: not a usable certificate: {failure}") from failure
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("its key is encrypted")
+
+
+def untrusted(
+    origin: Origin, failure: ssl.SSLCertVerificationError, settings: RegistrySettings
+) -> str:
+    """One line about a certificate that does not hold, and what to do."""
+    place = f"{settings.certificates[0] if settings.certificates else 'certs.d'}/{origin.address}"
+    return (
+        f"the certificate of {origin.address} is not trusted ({failure.verify_message}); put its "
+        f"authority into {place}/ca.crt, or list it in insecure-registries"
+    )
+
+
+def reason(failure: BaseException) -> str:
+    """Why a connection failed, in a few words."""
+    if isinstance(failure, TimeoutError):
+        return (
+            str(failure)
+            if str(failure) and "timed out" not in str(failure)
+            else "no answer in time"
+        )
+    if isinstance(failure, http.client.RemoteDisconnected):
+        return "the server hung up without an answer"
+    if isinstance(failure, http.client.BadStatusLine):
+        return "the answer is not HTTP"
+    if isinstance(failure, ssl.SSLError):
+        return str(failure.reason or "TLS failed").replace("_", " ").lower()
+    if isinstance(failure, OSError):
+        return failure.strerror or str(failure)
+    return str(failure)[:200] or type(failure).__name__
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
