@@ -57,7 +57,9 @@ class Arrival:
             except BlockingIOError:
                 cancellation.sleep(0.02)
             else:
-                return
+                break
+        if os.fstat(self.fd).st_nlink == 0:
+            raise StaleDownload(f"{self.path.name[:12]} was removed just now")
 
     def close(self) -> None:
         """Close the file; nobody may read any more."""
@@ -81,27 +83,52 @@ class Arrival:
             self._failure = failure
             self._changed.notify_all()
 
-    def wait(self, offset: int) -> int:
-        """Block until there is more than `offset`, or all is verified; bytes there are."""
+    @property
+    def there(self) -> int:
+        """Bytes that can be read."""
         with self._changed:
+            return self._there
+
+    def wait(self, offset: int, cancellation: Cancellation) -> int:
+        """Block until there is more than `offset`, or all is verified; bytes there are.
+
+        Raises what the download failed with, and Cancelled.
+        """
+        with cancellation.waking(self._wake), self._changed:
             self._changed.wait_for(
-                lambda: self._there > offset or self._verified or self._failure is not None
+                lambda: (
+                    self._there > offset
+                    or self._verified
+                    or self._failure is not None
+                    or cancellation.cancelled
+                )
             )
+            cancellation.check()
             if self._failure is not None:
                 raise self._failure
             return self._there
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
 
 class ArrivalReader:
     """Reads an arrival from its beginning. Raises what the download failed with."""
 
-    def __init__(self, arrival: Arrival, report: Callable[[int], None] = lambda _count: None):
+    def __init__(
+        self,
+        arrival: Arrival,
+        cancellation: Cancellation,
+        report: Callable[[int], None] = lambda _count: None,
+    ) -> None:
         self._arrival = arrival
+        self._cancellation = cancellation
         self._report = report
         self._offset = 0
 
     def readinto(self, buffer: memoryview) -> int:
-        there = self._arrival.wait(self._offset)
+        there = self._arrival.wait(self._offset, self._cancellation)
         wanted = min(len(buffer), there - self._offset)
         if not wanted:
             return 0
@@ -140,7 +167,7 @@ def download(
                 offset = receive(arrival, blob, response, offset, hashed.update, report)
             break
         except Broken as failure:
-            offset = arrival_size(arrival)
+            offset = arrival.there
             attempt = 1 if offset > before else attempt + 1
             if attempt >= client.settings.patience.attempts:
                 raise
@@ -180,10 +207,6 @@ def take_over(
         offset += count
         arrival.grew(offset)
     return offset
-
-
-def arrival_size(arrival: Arrival) -> int:
-    return arrival.wait(-1)
 
 
 def request(client: RegistryClient, blob: Descriptor, offset: int) -> Response:

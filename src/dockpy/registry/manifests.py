@@ -160,7 +160,7 @@ def _object(data: bytes, told: str, where: str) -> Mapping[str, object]:
         return found
 
     try:
-        values = json.loads(data, object_pairs_hook=unique)
+        values = json.loads(data.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as failure:
         page = " (a web page: is that address a registry's?)" if "html" in told else ""
         why = str(failure) if "twice" in str(failure) else "not JSON"
