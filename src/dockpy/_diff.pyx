@@ -192,8 +192,8 @@ cdef class Comparison:
     cdef int upper
     cdef int *layers
     cdef uint32_t layer_count
-    cdef tuple points
     cdef Buffer point_names  # relative paths, each with its NUL
+    cdef size_t longest_point
     cdef Buffer path  # of the name at hand, relative to the roots
     cdef Buffer location
     cdef Buffer found  # the changes: a letter and a path with its NUL, one after the other
@@ -222,6 +222,7 @@ cdef class Comparison:
         for i in range(self.layer_count):
             self.layers[i] = lowers[i]
         for point in mount_points:
+            self.longest_point = max(self.longest_point, <size_t>len(point))
             if append(&self.point_names, <const char *>point, len(point) + 1):
                 raise MemoryError
 
@@ -291,7 +292,7 @@ cdef class Comparison:
         while self.depth:
             frame = &self.frames[self.depth - 1]
             if frame.next < frame.names.count:
-                name = frame.names.sorted[frame.next]
+                name = frame.names.list[frame.next]
                 frame.next += 1
                 if cut_path(&self.path, frame.path_size, name, False):
                     return self.no_memory()
@@ -361,6 +362,8 @@ cdef class Comparison:
 
     cdef bint is_mount_point(self) noexcept nogil:
         cdef size_t at = 0, length
+        if self.path.size > self.longest_point:
+            return False
         while at < self.point_names.size:
             length = strlen(self.point_names.data + at)
             if length == self.path.size and memcmp(
@@ -409,9 +412,9 @@ cdef class Comparison:
             slash -= 1
         name[0] = self.path.data + slash
         if slash == 0:
-            return open_directory(self.layers[layer], b"")
+            return open_directory(self.layers[layer], b"", False)
         self.path.data[slash - 1] = 0
-        fd = open_directory(self.layers[layer], self.path.data)
+        fd = open_directory(self.layers[layer], self.path.data, False)
         self.path.data[slash - 1] = c"/"
         return fd
 
@@ -454,7 +457,7 @@ cdef class Comparison:
         return 0
 
     cdef int look_at_lower_attributes(self, uint32_t layer) noexcept nogil:
-        cdef int result, fd = open_directory(self.layers[layer], self.path.data)
+        cdef int result, fd = open_directory(self.layers[layer], self.path.data, False)
         if fd < 0:
             return self.refused(STEP_DIRECTORY, errno)
         result = self.look_at_attributes(fd)
@@ -483,15 +486,15 @@ cdef class Comparison:
         cdef int fd, err
         empty_table(&frame.below)
         for i in range(frame.lower_count):
-            fd = open_directory(self.layers[frame.lowers[i]], self.path.data)
+            fd = open_directory(self.layers[frame.lowers[i]], self.path.data, False)
             if fd < 0:
                 return self.refused(STEP_DIRECTORY, errno)
-            err = read_names(fd, &self.scratch, self.space)
+            err = read_names(fd, &self.scratch, self.space, False)
             close(fd)
             if err:
                 return self.refused(STEP_NAMES, err)
             for at in range(self.scratch.count):
-                if add_name(&frame.below, self.scratch.sorted[at], <uint32_t>i):
+                if add_name(&frame.below, self.scratch.list[at], <uint32_t>i):
                     return self.no_memory()
         frame.below.loaded = True
         return 0
@@ -577,7 +580,7 @@ cdef class Comparison:
         if self.look_at_attributes(fd) != 0:
             return -1
         frame.hides = frame.lower_count > 0 and (hides or self.is_opaque)
-        err = read_names(fd, &frame.names, self.space)
+        err = read_names(fd, &frame.names, self.space, False)
         if err:
             return self.refused(STEP_NAMES, err)
         empty_table(&frame.below)
@@ -612,7 +615,7 @@ cdef class Comparison:
         # Its path is still the beginning of the one at hand.
         self.path.size = frame.path_size
         self.path.data[self.path.size] = 0
-        frame.fd = open_directory(self.frames[0].fd, self.path.data)
+        frame.fd = open_directory(self.frames[0].fd, self.path.data, False)
         if frame.fd < 0:
             if errno == ENOENT or errno == ENOTDIR or errno == ELOOP:
                 return self.fail(MOVED)

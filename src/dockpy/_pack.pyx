@@ -123,6 +123,7 @@ cdef struct Frame:
     dev_t device
     ino_t inode
     int fd
+    bint careful
 
 cdef struct Link:
     dev_t device
@@ -244,7 +245,8 @@ cdef class Packer:
     cdef readonly uint64_t size  # bytes of the stream until now
     cdef int directory
     cdef bint layer
-    cdef bint careful  # devices could be opened by mistake
+    cdef bint careful  # devices could be opened by mistake in the directory at hand
+    cdef bint root_careful
     cdef bint started
     cdef bint ended
     cdef int no_atime
@@ -283,7 +285,8 @@ cdef class Packer:
         self.layer = layer
         self.file = -1
         self.no_atime = O_NOATIME
-        self.careful = dp_has_devices(directory)
+        self.root_careful = dp_has_devices(directory)
+        self.careful = True  # of the one name, which may be a mount; the root directory decides
         self.space = <char *>malloc(DENTS_SIZE)
         self.listed = <char *>malloc(ATTRIBUTE_LIMIT)
         self.value = <char *>malloc(ATTRIBUTE_LIMIT)
@@ -327,8 +330,8 @@ cdef class Packer:
 
     @property
     def is_careful(self) -> bool:
-        """Whether files are looked at before they are opened: devices work on this mount."""
-        return self.careful
+        """Whether files of the root are looked at before they are opened: devices work there."""
+        return self.root_careful
 
     def fill(self, uint8_t[::1] buffer not None) -> int:
         """Write the next bytes; how many: less than the buffer holds only at the end, then 0.
@@ -429,10 +432,11 @@ cdef class Packer:
         frame = &self.frames[self.depth - 1]
         if frame.next == frame.names.count:
             return self.leave()
-        name = frame.names.sorted[frame.next]
+        name = frame.names.list[frame.next]
         frame.next += 1
         if cut_path(&self.path, frame.path_size, name, False):
             return self.no_memory()
+        self.careful = frame.careful
         return self.entry(frame.fd, name, type_of(name))
 
     # -- directories
@@ -477,6 +481,12 @@ cdef class Packer:
             return BROKEN
         frame.device = self.info.st_dev
         frame.inode = self.info.st_ino
+        if self.depth == 1 and not self.leaf.size:
+            frame.careful = self.root_careful
+        elif self.depth > 1 and frame.device == self.frames[self.depth - 2].device:
+            frame.careful = self.frames[self.depth - 2].careful
+        else:  # something is mounted here
+            frame.careful = dp_has_devices(fd)
         if self.list_attributes(fd) != 0:
             return BROKEN
         if self.layer and self.is_redirected:
@@ -491,7 +501,7 @@ cdef class Packer:
             self.root_size = frame.path_size
         if self.layer and self.is_opaque and self.mark(frame.path_size, b".wh..wh..opq") != 0:
             return BROKEN
-        err = read_names(fd, &frame.names, self.space)
+        err = read_names(fd, &frame.names, self.space, True)
         if err:
             self.refused(STEP_NAMES, err)
             return BROKEN
@@ -517,7 +527,7 @@ cdef class Packer:
         end = self.path.data + frame.path_size
         kept = end[0]
         end[0] = 0
-        frame.fd = open_directory(self.frames[0].fd, self.path.data + self.root_size)
+        frame.fd = open_directory(self.frames[0].fd, self.path.data + self.root_size, False)
         end[0] = kept
         if frame.fd < 0:
             if errno == ENOENT or errno == ENOTDIR or errno == ELOOP:
@@ -935,3 +945,14 @@ cdef void cut_to_block(Buffer *buffer) noexcept nogil:
     cdef size_t more = -buffer.size & (BLOCK - 1)
     memset(buffer.data + buffer.size, 0, more)
     buffer.size += more
+
+
+def open_below(int root, bytes path not None, bint by_hand):
+    """A directory by its relative path, for tests: (descriptor, 0), or (-1, errno)."""
+    cdef const char *text = path
+    cdef int fd
+    with nogil:
+        fd = open_directory(root, text, by_hand)
+    if fd < 0:
+        return -1, errno
+    return fd, 0

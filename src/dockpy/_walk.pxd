@@ -113,9 +113,9 @@ cdef struct Buffer:
     size_t room
 
 cdef struct Names:
-    # One directory's names, each after a byte with its type (DT_*). `sorted` points at the names.
+    # One directory's names, each after a byte with its type (DT_*). `list` points at the names.
     Buffer arena
-    const char **sorted
+    const char **list
     size_t count
     size_t room
 
@@ -161,8 +161,9 @@ cdef inline int cut_path(Buffer *path, size_t size, const char *name, bint direc
 
 # ---------------------------------------------------------------- the names of a directory
 
-cdef inline int read_names(int fd, Names *names, char *space) noexcept nogil:
-    """All names but `.` and `..`, sorted by bytes; `space`: DENTS_SIZE bytes. 0 or an errno."""
+cdef inline int read_names(int fd, Names *names, char *space, bint in_order) noexcept nogil:
+    """All names but `.` and `..`; `in_order`: sorted by their bytes. `space`: DENTS_SIZE bytes.
+    0 or an errno."""
     cdef long got, at
     cdef dirent64_s *entry
     cdef size_t i, offset
@@ -189,39 +190,41 @@ cdef inline int read_names(int fd, Names *names, char *space) noexcept nogil:
                 return ENOMEM
             names.count += 1
     if names.count > names.room:
-        grown = <const char **>realloc(names.sorted, names.count * sizeof(char *))
+        grown = <const char **>realloc(names.list, names.count * sizeof(char *))
         if grown == NULL:
             return ENOMEM
-        names.sorted = grown
+        names.list = grown
         names.room = names.count
     offset = 0
     for i in range(names.count):
-        names.sorted[i] = names.arena.data + offset + 1
-        offset += strlen(names.sorted[i]) + 2
-    sort_texts(names.sorted, names.count)
+        names.list[i] = names.arena.data + offset + 1
+        offset += strlen(names.list[i]) + 2
+    if in_order:
+        sort_texts(names.list, names.count)
     return 0
 
 
 cdef inline uint8_t type_of(const char *name) noexcept nogil:
-    """DT_*, of a name out of `Names.sorted`."""
+    """DT_*, of a name out of `Names.list`."""
     return (<const uint8_t *>(name - 1))[0]
 
 
 cdef inline void free_names(Names *names) noexcept nogil:
     free(names.arena.data)
-    free(names.sorted)
+    free(names.list)
 
 
 # ---------------------------------------------------------------- directories by their path
 
-cdef inline int open_piece(int root, const char *path, int flags) noexcept nogil:
+cdef inline int open_piece(int root, const char *path, int flags, bint by_hand) noexcept nogil:
     """A path shorter than PATH_LIMIT, no link followed in any part of it."""
-    cdef int fd = dw_openat2(root, path, flags)
-    cdef int parent, err
+    cdef int fd, parent, err
     cdef size_t start = 0, end
     cdef char part[PATH_LIMIT]
-    if fd >= 0 or (errno != ENOSYS and errno != EPERM):
-        return fd
+    if not by_hand:
+        fd = dw_openat2(root, path, flags)
+        if fd >= 0 or (errno != ENOSYS and errno != EPERM):
+            return fd
     parent = root
     while True:
         end = start
@@ -231,20 +234,21 @@ cdef inline int open_piece(int root, const char *path, int flags) noexcept nogil
         part[end - start] = 0
         while path[end] == c"/":
             end += 1
-        fd = openat(parent, part, (O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) if path[end] else flags)
+        fd = openat(parent, part, flags if path[end] == 0 else (
+            O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC))
         err = errno
         if parent != root:
             close(parent)
-        if fd < 0 or path[end] == 0:
             set_errno(err)
+        if fd < 0 or path[end] == 0:
             return fd
         parent = fd
         start = end
 
 
-cdef inline int open_directory(int root, const char *path) noexcept nogil:
+cdef inline int open_directory(int root, const char *path, bint by_hand) noexcept nogil:
     """A directory below `root` by a relative path of any length (`""` is the root itself), to be
-    read. A descriptor, or -1 and errno."""
+    read. `by_hand`: part by part, as where openat2 is denied. A descriptor, or -1 and errno."""
     cdef int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC
     cdef int parent = root, fd, err
     cdef size_t start = 0, end, size = strlen(path)
@@ -257,7 +261,8 @@ cdef inline int open_directory(int root, const char *path) noexcept nogil:
             end -= 1
         memcpy(piece, path + start, end - start)
         piece[end - start] = 0
-        fd = open_piece(parent, piece, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        fd = open_piece(parent, piece, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
+                        by_hand)
         err = errno
         if parent != root:
             close(parent)
@@ -269,7 +274,7 @@ cdef inline int open_directory(int root, const char *path) noexcept nogil:
     if path[start] == 0:
         fd = openat(parent, b".", flags)
     else:
-        fd = open_piece(parent, path + start, flags)
+        fd = open_piece(parent, path + start, flags, by_hand)
     err = errno
     if parent != root:
         close(parent)

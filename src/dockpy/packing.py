@@ -10,13 +10,18 @@ import hashlib
 import os
 import select
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from dockpy._mount import try_clone
 from dockpy._pack import KERNEL_STEPS, TREE_PROBLEMS, Packer
 from dockpy.errors import DockpyError, KernelError, RequestError
 
 __all__ = ["Packed", "pack_layer", "pack_path", "pack_tree"]
+
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = 1, 4
 
 _BUFFERS = 4
 _BUFFER_SIZE = 512 << 10
@@ -38,6 +43,7 @@ def pack_tree(tree: int, out: int, *, name: bytes = b"", digest: bool = True) ->
     The same tree gives the same bytes. `name` is what the directory is called in the archive;
     empty: the root is `./` and names are relative. Sockets are left out. `digest` off saves the
     hashing. A file that changes meanwhile is cut, or filled with zeros, to its size at the start.
+    What is mounted below belongs to the tree. Mounts without device nodes are read faster.
 
     Blocks as `out` does. Both descriptors stay open; on failure a part of the stream was written.
     Raises KernelError for what the kernel refuses, RequestError for a directory that was moved.
@@ -51,7 +57,8 @@ def pack_layer(upper: int, out: int, *, digest: bool = True) -> Packed:
     Packing what `archive.extract` made of the stream gives the same stream again.
     Raises RequestError, too, when a name begins with `.wh.`: no layer can say that.
     """
-    return _pack(Packer(upper, name=b"", layer=True), out, digest)
+    with _without_devices(upper) as safe:
+        return _pack(Packer(safe, name=b"", layer=True), out, digest)
 
 
 def pack_path(
@@ -65,6 +72,25 @@ def pack_path(
     if not leaf or b"/" in leaf or leaf in {b".", b".."}:
         raise RequestError(f"{os.fsdecode(leaf)!r} is not the name of a file in a directory")
     return _pack(Packer(directory, leaf=leaf, name=name, layer=False), out, digest)
+
+
+@contextmanager
+def _without_devices(upper: int) -> Iterator[int]:
+    """The upper through a mount of its own where no device can be opened by mistake.
+
+    On other mounts the packer has to look at every file before it opens it, which nearly doubles
+    its time for small files; so it does where the kernel gives no such mount. What is mounted
+    below is not in the copy: in an upper there is nothing.
+    """
+    if os.fstatvfs(upper).f_flag & os.ST_NODEV:
+        yield upper
+        return
+    clone, _, _ = try_clone(upper, False, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV)
+    try:
+        yield upper if clone < 0 else clone
+    finally:
+        if clone >= 0:
+            os.close(clone)
 
 
 def _pack(packer: Packer, out: int, digest: bool) -> Packed:
