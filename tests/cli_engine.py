@@ -13,9 +13,11 @@ from typing import Any, BinaryIO
 from dockpy.cli import main
 from dockpy.cli.session import Session
 from dockpy.container import Record
-from dockpy.errors import Conflict, DockpyError, NoSuchContainer, NoSuchImage
+from dockpy.errors import Conflict, DockpyError, NoSuchContainer, NoSuchImage, RegistryError
 from dockpy.model import Config, Image, State, Status
 from dockpy.references import parse
+from dockpy.registry.pull import Pulled
+from dockpy.registry.settings import RegistrySettings
 from dockpy.settings import command, merge
 from dockpy.supervision import AttachmentEnd, Streams
 
@@ -218,6 +220,21 @@ class FakeInfo:
     warnings: tuple[str, ...] = ("a warning",)
 
 
+class FakeRegistries:
+    """Nothing can be pulled."""
+
+    settings = RegistrySettings()
+
+    def pull_image(self, name: str, *_: object, **_options: object) -> Pulled:
+        raise RegistryError("cannot reach the registry")
+
+    def pull_repository(self, name: str, *_: object, **_options: object) -> list[Pulled]:
+        raise RegistryError("cannot reach the registry")
+
+    def login(self, registry: str, *_: object) -> str:
+        raise RegistryError("cannot reach the registry")
+
+
 @dataclass
 class FakeEngine:
     """`base` is an image; created containers are numbered from a."""
@@ -233,6 +250,7 @@ class FakeEngine:
     behave: Callable[[FakeContainer], None] = end_at_once
     on_kill: Callable[[FakeContainer, int], None] = lambda _container, _number: None
     on_log: Callable[[FakeContainer, dict[str, Any]], None] = lambda _container, _selection: None
+    registries: FakeRegistries = field(default_factory=FakeRegistries)
     tags: FakeTags = field(init=False)
 
     def __post_init__(self) -> None:

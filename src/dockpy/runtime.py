@@ -15,7 +15,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from dockpy.assembly import Assembler, Site, Started
 from dockpy.capabilities import DEFAULT
 from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
 from dockpy.closing import LateCloser
+from dockpy.committing import Commit, commit, stage_upper
 from dockpy.container import Container, Record
 from dockpy.entering import Entry, enter
 from dockpy.errors import (
@@ -45,6 +46,8 @@ from dockpy.model import VERSION, Config, Exec, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.registry import settings as registry_settings
+from dockpy.registry.service import Registries
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, from_json, merge, merge_environment, to_json
 from dockpy.supervision import Attachment, Run, Streams, Supervision
@@ -140,6 +143,11 @@ class Runtime:
             undo.callback(self._trash.close)
             self.graph = Graph(self.root, self._flusher, self._trash)
             self.tags = TagStore(self.root, self.graph, self._flusher)
+            self.registries = Registries(
+                self.root, self.graph, self.tags, self._flusher, registry_settings.load()
+            )
+            undo.callback(self.registries.close)
+            self.tags.by_digest = self.registries.find
             parent = cgroup_parent or cgroup_name(self.root)
             self.cgroups = CgroupTree(Hierarchies.detect(), parent)
             self.cgroups.prepare()
@@ -271,6 +279,38 @@ class Runtime:
         if not container.config.auto_remove:
             self._janitor.put(lambda: self._write_state_of(container))
 
+    # -- what containers changed ---------------------------------------------------------------
+
+    def commit(
+        self,
+        container: Container,
+        repository: str = "",
+        tag: str = "",
+        *,
+        comment: str = "",
+        author: str = "",
+        config: Config | None = None,
+        pause: bool = True,
+    ) -> Image:
+        """Make an image of a container's files, tagged if asked; blocks until it is on the disk.
+
+        `config`: what containers of the image get when nothing is said, by default what this one
+        has. `pause` stops the container's processes while its files are read.
+        """
+        base = container.image
+        with container.steady(pause=pause):
+            staged = stage_upper(self.graph, container.directory / "upper")
+        said = Commit(
+            config=config or container.config,
+            comment=comment,
+            author=author,
+            container=container.id,
+        )
+        image = commit(self.graph, base, staged, said)
+        if repository:
+            self.tags.set(repository, tag or "latest", image.id, force=True)
+        return image
+
     # -- images --------------------------------------------------------------------------------
 
     def import_image(
@@ -326,7 +366,7 @@ class Runtime:
         site = Site(
             id=record.id,
             config=config,
-            lowers=[*self.graph.lower_directories(image), self.root / "base"],
+            lowers=self.lowers_of(container),
             directory=self.directory_of(container),
             files=self._files(record, hostname),
             files_directory=files_directory,
@@ -404,6 +444,24 @@ class Runtime:
             self._remember(container)
             self._unregister(container)
         self._janitor.put(lambda: self._settle(container, run))
+
+    @contextlib.contextmanager
+    def frozen(self, run: Run) -> Iterator[None]:
+        """The processes of a run stand still meanwhile. KernelError when they do not."""
+        held = self._held.get(run.key)
+        cgroup = held.cgroup if isinstance(held, Started) else held
+        if cgroup is None:  # it has ended
+            yield
+            return
+        try:
+            cgroup.freeze()
+            yield
+        finally:
+            cgroup.thaw()
+
+    def lowers_of(self, container: Container) -> Sequence[Path]:
+        """The directories below a container's upper, top-most first."""
+        return [*self.graph.lower_directories(container.image), self.root / "base"]
 
     def image_of(self, container: Container) -> Image:
         return self.graph.get(container.record.image_id)
@@ -686,7 +744,8 @@ class Runtime:
         for run in self._supervision.find():
             running.add(run.container)
             try:
-                self._held[run.key] = self.cgroups.open(run.container)
+                cgroup = self._held[run.key] = self.cgroups.open(run.container)
+                cgroup.thaw()  # an engine that was killed while it committed left it frozen
             except NotFound:
                 log.debug("container %s has no cgroup any more", run.container)
             container = self._containers.get(run.container)

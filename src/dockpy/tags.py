@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from dockpy.errors import Conflict, NoSuchImage, TornRecord, UsageError
@@ -31,6 +32,8 @@ class TagStore:
         self._lock = threading.RLock()
         self._names: dict[str, dict[str, str]] = {}
         self.findings: list[Finding] = []
+        self.by_digest: Callable[[str], Image | None] = lambda _name: None
+        """Finds an image by the digest a registry gave it, `name@sha256:...`."""
         try:
             self.reload()
         except TornRecord as torn:
@@ -68,8 +71,7 @@ class TagStore:
             tags = self._names.get(reference.repository, {})
             image_id = tags.get(reference.tag or DEFAULT_TAG)
         if reference.digest:
-            # The digests registries give to images come with registries; ours is the id's.
-            image = self._graph.get(reference.digest)
+            image = self.by_digest(name) or self._graph.get(reference.digest)
             if reference.tag and image_id != image.id:
                 raise NoSuchImage(name)
             return image

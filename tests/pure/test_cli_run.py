@@ -241,11 +241,12 @@ REFUSALS = [
     ("--env-file absent base", "cannot open absent: No such file or directory"),
     ("--security-opt seccomp=absent base", "cannot open absent"),
     ("--pull sometimes base", "missing, never or always expected"),
-    ("--pull always base", "there is no registry"),
+    ("--pull always base", "cannot pull it: cannot reach the registry"),
+    ("--pull never absent", "no such image: absent (pull it: dockpy pull absent)"),
     ("-e =x base", "NAME=value or NAME expected"),
     ("-l =x base", "key=value expected"),
     ("-h a_b base", "letters, digits"),
-    ("absent ls", "no such image: absent (make one: dockpy import FILE absent)"),
+    ("absent ls", "no such image: absent (cannot pull it: cannot reach the registry)"),
     ("base", "no command given"),
 ]
 

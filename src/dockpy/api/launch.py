@@ -25,7 +25,9 @@ LOCKED = 1
 """Exit status of a daemon whose root belongs to another engine: perhaps one that is just ending."""
 LOG_LIMIT = 4 << 20
 """Bytes of an old log that are kept."""
-KEPT = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+KEPT = frozenset(
+    {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DOCKPY_REGISTRIES"}
+)
 """What a daemon takes over of its first client's environment, beside proxies and certificates."""
 
 Connection = TypeVar("Connection")

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from dockpy.container import Record
-from dockpy.model import Config, Exec, Image, State
+from dockpy.graph import Layer
+from dockpy.model import Change, Config, Exec, Image, State
+from dockpy.registry.auth import Credentials
+from dockpy.registry.cancellation import Cancellation
+from dockpy.registry.credentials import Asking
+from dockpy.registry.progress import Listener
+from dockpy.registry.pull import Pulled
+from dockpy.registry.settings import RegistrySettings
 from dockpy.supervision import AttachmentEnd, Streams
 
 
@@ -89,6 +96,10 @@ class EngineContainer(EngineProgram, Protocol):
 
     def execute(self, wanted: Exec) -> EngineExecution: ...
 
+    def changes(self) -> Sequence[Change]: ...
+
+    def export(self, out: int) -> object: ...
+
     def copy_log(
         self,
         stdout: int,
@@ -114,6 +125,12 @@ class EngineGraph(Protocol):
 
     def lower_directories(self, image: Image) -> Sequence[Path]: ...
 
+    def history(self, image: Image) -> Sequence[Image]: ...
+
+    def configuration(self, image: Image) -> bytes: ...
+
+    def layer(self, chain: str) -> Layer | None: ...
+
     def delete(self, reference: str) -> None: ...
 
 
@@ -127,6 +144,37 @@ class EngineTags(Protocol):
     def by_id(self) -> Mapping[str, Sequence[str]]: ...
 
     def delete(self, repository: str, tag: str) -> Any: ...
+
+
+class EngineRegistries(Protocol):
+    """Images elsewhere."""
+
+    @property
+    def settings(self) -> RegistrySettings: ...
+
+    def pull_image(
+        self,
+        name: str,
+        credentials: Asking = ...,
+        *,
+        platform: str = "",
+        listener: Listener = ...,
+        cancellation: Cancellation | None = None,
+    ) -> Pulled: ...
+
+    def pull_repository(
+        self,
+        name: str,
+        credentials: Asking = ...,
+        *,
+        platform: str = "",
+        listener: Listener = ...,
+        cancellation: Cancellation | None = None,
+    ) -> Sequence[Pulled]: ...
+
+    def login(
+        self, registry: str, credentials: Credentials, cancellation: Cancellation | None = None
+    ) -> str: ...
 
 
 class EngineInfo(Protocol):
@@ -182,6 +230,9 @@ class Engine(Protocol):
     def tags(self) -> EngineTags: ...
 
     @property
+    def registries(self) -> EngineRegistries: ...
+
+    @property
     def root(self) -> Path: ...
 
     @property
@@ -205,6 +256,18 @@ class Engine(Protocol):
         *,
         config: Config | None = None,
         comment: str = "",
+    ) -> Image: ...
+
+    def commit(
+        self,
+        container: Any,
+        repository: str = "",
+        tag: str = "",
+        *,
+        comment: str = "",
+        author: str = "",
+        config: Config | None = None,
+        pause: bool = True,
     ) -> Image: ...
 
     def containers_of(self, image: Image) -> Sequence[EngineContainer]: ...

@@ -6,10 +6,22 @@ import difflib
 import logging
 from collections.abc import Sequence
 
-from dockpy.cli import execute, images, inspect, lifecycle, listing, logs, system
+from dockpy.cli import (
+    execute,
+    files,
+    history,
+    images,
+    inspect,
+    lifecycle,
+    listing,
+    logs,
+    registry,
+    system,
+)
 from dockpy.cli import run as running
 from dockpy.cli.command import Command, ShowHelp
 from dockpy.cli.session import LEFT_BY_PIPE, ClientGone, Session
+from dockpy.cli.transfers import Interrupted
 from dockpy.errors import DockpyError, UsageError
 from dockpy.model import VERSION
 
@@ -31,10 +43,17 @@ COMMANDS: dict[str, Command] = {
         listing.ps,
         logs.logs,
         inspect.inspect,
+        files.commit,
+        files.diff,
+        files.export,
+        history.history,
         images.images,
         images.import_,
         images.tag,
         images.rmi,
+        registry.pull,
+        registry.login,
+        registry.logout,
         system.info,
         system.version,
         system.daemon,
@@ -84,6 +103,8 @@ def dispatch(session: Session, argv: Sequence[str]) -> int:
         return refuse(session, command, error)
     try:
         return command.action(session, **values)
+    except Interrupted as end:
+        return end.code
     except UsageError as error:
         return refuse(session, command, error)
     except DockpyError as error:

@@ -12,6 +12,7 @@ from dockpy.cli import flags, options
 from dockpy.cli.command import Command, Operand, Option, Switch
 from dockpy.cli.engine import EngineAttachment, EngineContainer
 from dockpy.cli.foreground import require_terminal, start_connected, stay, streams
+from dockpy.cli.registry import pull_for_run
 from dockpy.cli.request import Caller, RunValues, absolute_source, attached_streams, make_config
 from dockpy.cli.session import Session
 from dockpy.errors import DockpyError, NoSuchImage, RequestError
@@ -64,10 +65,6 @@ def create_command(session: Session, **values: Unpack[RunValues]) -> int:
 
 def config_of(session: Session, values: RunValues) -> Config:
     """The container asked for, with the caller's files and directory at hand."""
-    if values["pull"] == "always":
-        raise RequestError(
-            "--pull always: there is no registry to pull from yet; leave it out to use local images"
-        )
     binds = tuple(
         parse_volume(absolute_source(text, session.directory)) for text in values["volume"]
     )
@@ -78,14 +75,24 @@ def config_of(session: Session, values: RunValues) -> Config:
 def make(session: Session, values: RunValues, config: Config) -> EngineContainer:
     """A new container, its id in the --cidfile."""
     with id_file(session, values["cidfile"]) as descriptor:
-        try:
-            container = session.runtime.create(config, values["name"])
-        except NoSuchImage as error:
-            hint = f"make one: dockpy import FILE {values['image']}"
-            raise NoSuchImage(values["image"], hint) from error
+        container = create_pulled(session, values, config)
         if descriptor >= 0:
             os.write(descriptor, container.id.encode())
     return container
+
+
+def create_pulled(session: Session, values: RunValues, config: Config) -> EngineContainer:
+    """The engine's container, its image pulled first as --pull says."""
+    image, name, policy = values["image"], values["name"], values["pull"]
+    if policy != "always":
+        try:
+            return session.runtime.create(config, name)
+        except NoSuchImage as error:
+            if policy == "never":
+                hint = f"pull it: dockpy pull {image}"
+                raise NoSuchImage(image, hint) from error
+    pulled = pull_for_run(session, image, quiet=values["quiet"])
+    return session.runtime.create(config.with_(image=pulled), name)
 
 
 def discard(session: Session, container: EngineContainer, cidfile: str | None) -> None:

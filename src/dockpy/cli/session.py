@@ -191,12 +191,12 @@ class Session:
 
     def write(self, text: str) -> None:
         """To the caller's standard output. ClientGone when nobody reads it; blocks while full."""
-        self._write(self.stdout, text)
+        self.write_to(self.stdout, text)
 
     def error(self, text: str) -> None:
         """One line to the caller's standard error; nothing happens when nobody reads it."""
         try:
-            self._write(self.stderr, text + "\n")
+            self.write_to(self.stderr, text + "\n")
         except ClientGone:
             return
 
@@ -239,7 +239,8 @@ class Session:
         """The caller's working directory as a path."""
         return os.readlink(f"/proc/self/fd/{self.cwd}")
 
-    def _write(self, descriptor: int, text: str) -> None:
+    def write_to(self, descriptor: int, text: str) -> None:
+        """To one of the caller's outputs. ClientGone when nobody reads it; blocks while full."""
         if descriptor < 0:
             return
         data = memoryview(text.encode(errors="surrogateescape"))

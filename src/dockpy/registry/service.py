@@ -8,7 +8,7 @@ function of the registry's host, tells its progress to a listener, and ends at o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,15 +21,13 @@ from dockpy.registry import manifests
 from dockpy.registry.auth import ANONYMOUS, Authorizer, Credentials
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.client import RegistryClient
+from dockpy.registry.credentials import Asking
 from dockpy.registry.names import Endpoint, Remote, endpoints, registry_host, resolve
 from dockpy.registry.origins import Origins
 from dockpy.registry.progress import Event, Listener
 from dockpy.registry.pull import Pulled, Puller, own_platform
 from dockpy.registry.settings import RegistrySettings
 from dockpy.registry.transport import Broken, Transport
-
-Asking = Callable[[str], Credentials]
-"""The caller's credentials for a registry's host."""
 
 
 class Names(Protocol):
@@ -239,7 +237,7 @@ class Registries:
             actions=actions,
             also=also,
         )
-        client.repeat(client.connect)
+        client.connect()
         return client
 
 
