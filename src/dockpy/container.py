@@ -7,6 +7,7 @@ the program may come at any time, from another thread.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -16,16 +17,19 @@ import struct
 import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
+from dockpy.changes import changes
 from dockpy.errors import Conflict, RequestError
 from dockpy.execution import Execution
 from dockpy.logs import LogEntry, copy_log, read_log
-from dockpy.model import Config, Exec, Image, State, Status
+from dockpy.model import Change, Config, Exec, Image, State, Status
+from dockpy.mounts import overlay_view
+from dockpy.packing import Packed, pack_layer, pack_tree
 from dockpy.settings import command
 from dockpy.signals import exit_code, parse_signal
 from dockpy.supervision import Attachment, Run, Streams
@@ -62,6 +66,12 @@ class Engine(Protocol):
 
     def execution(self, container: Container, run: Run, wanted: Exec) -> Execution:
         """One more program for this run, not started yet."""
+
+    def frozen(self, run: Run) -> AbstractContextManager[None]:
+        """A run's processes stand still while inside."""
+
+    def lowers_of(self, container: Container) -> Sequence[Path]:
+        """The directories below its upper, top-most first."""
 
     def settle(self, container: Container, run: Run) -> None:
         """Write the end down and release what the run held, in the background."""
@@ -316,6 +326,47 @@ class Container:
             except ProcessLookupError:
                 return
 
+    # -- files ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def steady(self, *, pause: bool = True) -> Iterator[None]:
+        """Its files are read meanwhile: it is not removed, and with `pause` its processes wait.
+
+        Conflict when it is being removed.
+        """
+        with self._moves:
+            if self._state.status in (Status.REMOVING, Status.DEAD):
+                raise Conflict(f"container {self.name} is being removed")
+            run = self._run if self._state.running else None
+            with self._engine.frozen(run) if pause and run is not None else nullcontext():
+                yield
+
+    def changes(self) -> list[Change]:
+        """What it added, changed and deleted, sorted by path. Exact when it does not run."""
+        with contextlib.ExitStack() as opened:
+            places = [
+                opened.enter_context(directory(path))
+                for path in (self.directory / "upper", *self._engine.lowers_of(self))
+            ]
+            return changes(places[0], places[1:])
+
+    def export(self, out: int) -> Packed:
+        """Write all its files to a descriptor as tar, without what is mounted in it. Blocks.
+
+        Not a snapshot: a program that runs may write meanwhile.
+        """
+        view = overlay_view([self.directory / "upper", *self._engine.lowers_of(self)])
+        try:
+            with directory(f"/proc/self/fd/{view}") as root:
+                return pack_tree(root, out, digest=False)
+        finally:
+            os.close(view)
+
+    def export_rw(self, out: int) -> Packed:
+        """Write what it changed to a descriptor, as an image's layer says it. Blocks."""
+        with directory(self.directory / "upper") as upper:
+            return pack_layer(upper, out, digest=False)
+
     # -- streams -------------------------------------------------------------------------------
 
     def attach(self, streams: Streams) -> Attachment:
@@ -465,3 +516,13 @@ class Container:
             with over:
                 closed = True
                 os.close(done)
+
+
+@contextmanager
+def directory(path: str | Path) -> Iterator[int]:
+    """A descriptor of a directory."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -59,19 +59,35 @@ def overlay(lowers: Sequence[Path], upper: Path, work: Path, *, volatile: bool) 
             f"{upper} was mounted without flushing and may have lost data; "
             f"throw it away, or check its files and remove {work}/work/incompat/volatile"
         )
+    return _overlay(lowers, (upper, work), volatile)
+
+
+def overlay_view(lowers: Sequence[Path]) -> int:
+    """A detached overlay that only shows what `lowers` are together, top-most first, at least two.
+
+    One of them may be the upper of a container that runs: what it writes may or may not be seen.
+    """
+    return _overlay(lowers, None, False)
+
+
+Writable = tuple[Path, Path] | None
+"""Upper and work directory, or a view of the lowers alone."""
+
+
+def _overlay(lowers: Sequence[Path], writable: Writable, volatile: bool) -> int:
     try:
-        return _overlay_in_parts(lowers, upper, work, volatile)
+        return _overlay_in_parts(lowers, writable, volatile)
     except MountRefused as refusal:
         # Linux before 6.7 takes its lowers in one text only; before 6.5 it does not say so
         if refusal.errno != errno.EINVAL:
             raise
         try:
-            return overlay_in_one_page(lowers, upper, work, volatile=volatile)
+            return _overlay_in_one_page(lowers, writable, volatile)
         except MountRefused as second:
             raise (refusal if second.errno == errno.EINVAL else second) from None
 
 
-def _overlay_in_parts(lowers: Sequence[Path], upper: Path, work: Path, volatile: bool) -> int:
+def _overlay_in_parts(lowers: Sequence[Path], writable: Writable, volatile: bool) -> int:
     """By fsconfig(2). What its values escape differs between kernels: such names are not given."""
     opened: list[int] = []
 
@@ -85,7 +101,8 @@ def _overlay_in_parts(lowers: Sequence[Path], upper: Path, work: Path, volatile:
     try:
         options: list[tuple[bytes, bytes | None]] = [(b"source", b"overlay")]
         options += [(b"lowerdir+", name(lower)) for lower in lowers]
-        options += [(b"upperdir", name(upper)), (b"workdir", name(work))]
+        for key, path in zip((b"upperdir", b"workdir"), writable or (), strict=False):
+            options.append((key, name(path)))
         if volatile:
             options.append((b"volatile", None))
         tree, step, err, words, index = try_new(b"overlay", options, NODEV)
@@ -94,11 +111,18 @@ def _overlay_in_parts(lowers: Sequence[Path], upper: Path, work: Path, volatile:
             os.close(one)
     if tree >= 0:
         return tree
-    about = dict(enumerate((*lowers, upper, work), start=1)).get(index, upper)
+    about = dict(enumerate((*lowers, *(writable or ())), start=1)).get(
+        index, (writable or lowers)[0]
+    )
     raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(about), words)
 
 
 def overlay_in_one_page(lowers: Sequence[Path], upper: Path, work: Path, *, volatile: bool) -> int:
+    """As `overlay`, the way that Linux before 6.7 knows: fewer lowers."""
+    return _overlay_in_one_page(lowers, (upper, work), volatile)
+
+
+def _overlay_in_one_page(lowers: Sequence[Path], writable: Writable, volatile: bool) -> int:
     """The same by mount(2), whose options share a page: names are numbers of descriptors.
 
     The numbers mean something in /proc/self/fd only, and mount(2) mounts somewhere: both happens in
@@ -110,16 +134,19 @@ def overlay_in_one_page(lowers: Sequence[Path], upper: Path, work: Path, *, vola
         opened: list[int] = []
         try:
             _leave_mounts()
-            for path in (*lowers, upper, work):
+            for path in (*lowers, *(writable or ())):
                 opened.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
             os.chdir("/proc/self/fd")
-            *below, above, beside = (b"%d" % one for one in opened)
-            options = [b"lowerdir=" + b":".join(below), b"upperdir=" + above, b"workdir=" + beside]
+            numbers = [b"%d" % one for one in opened]
+            options = [b"lowerdir=" + b":".join(numbers[: len(lowers)])]
+            for key, number in zip((b"upperdir", b"workdir"), numbers[len(lowers) :], strict=False):
+                options.append(key + b"=" + number)
             if volatile:
                 options.append(b"volatile")
-            tree, step, err = try_mount(b"overlay", bytes(upper), b",".join(options))
+            place = (writable or lowers)[0]
+            tree, step, err = try_mount(b"overlay", bytes(place), b",".join(options))
             if step:
-                raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(upper))
+                raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(place))
             outcome.append(tree)
         except KernelError as refusal:
             outcome.append(refusal)

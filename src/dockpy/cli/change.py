@@ -143,3 +143,39 @@ INSTRUCTIONS: dict[str, Callable[[Config, str], Config]] = {
     "VOLUME": _volume,
     "WORKDIR": _workdir,
 }
+
+
+_SEED_TEXTS = {"User": "user", "Hostname": "hostname"}
+_SEED_LISTS = ("Cmd", "Env", "PortSpecs")
+
+
+def parse_seed_config(config: Config, text: str) -> Config:
+    """The configuration with the fields of a JSON object, named as in the first Docker's
+    `commit -run`: Cmd, Env, User, Hostname, PortSpecs. UsageError for anything else."""
+    if not text:
+        return config
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"--run: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError('--run: a JSON object expected, such as {"Cmd": ["cat"]}')
+    for key, value in values.items():
+        if key in _SEED_TEXTS and isinstance(value, str):
+            config = config.with_(**{_SEED_TEXTS[key]: value})
+        elif key in _SEED_LISTS and is_texts(value):
+            if key == "Cmd":
+                config = config.with_(cmd=tuple(value), entrypoint=None)
+            elif key == "Env":
+                config = config.with_(env=merge_environment(config.env, tuple(value)))
+            else:
+                config = _expose(config, " ".join(value))
+        else:
+            known = ", ".join((*_SEED_LISTS, *_SEED_TEXTS))
+            raise UsageError(f"--run: {key!r} with such a value is not one of {known}")
+    return config
+
+
+def is_texts(value: object) -> bool:
+    """A list of texts."""
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)

@@ -1,0 +1,115 @@
+"""From what a container changed to an image: its upper becomes a layer on the image's.
+
+The upper is packed as a layer stream, and the stream is unpacked into the store, hashed on the way:
+one pass, nothing on the disk but the layer. The container's files are only read.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dockpy import image_config
+from dockpy.errors import DockpyError, StoreError
+from dockpy.graph import Graph, Layer, StagedLayer
+from dockpy.image_config import HistoryEntry
+from dockpy.model import Config, Image
+from dockpy.packing import pack_layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """What is said about the new image. `config`: what its containers get when nothing is said."""
+
+    config: Config
+    comment: str = ""
+    author: str = ""
+    container: str = ""
+
+
+def commit(graph: Graph, base: Image, staged: StagedLayer, said: Commit) -> Image:
+    """Make an image of `base` and one more layer; waits for the disk. A failure leaves nothing."""
+    layers = [existing_layer(graph, chain) for chain in base.layers]
+    top = graph.place_layer(staged, base.layers[-1] if base.layers else "")
+    try:
+        made = time.time()
+        before = image_config.parse(graph.configuration(base)).history
+        entry = HistoryEntry(
+            created=made,
+            created_by=shlex.join((*(said.config.entrypoint or ()), *said.config.cmd)),
+            author=said.author,
+            comment=said.comment,
+        )
+        return graph.create(
+            [*layers, top],
+            said.config,
+            parent=base.id,
+            comment=said.comment,
+            author=said.author,
+            container=said.container,
+            created=made,
+            history=(*before, entry),
+        )
+    except BaseException:
+        graph.release([top])
+        raise
+
+
+def existing_layer(graph: Graph, chain: str) -> Layer:
+    """A layer of an image; StoreError when it is not there any more."""
+    layer = graph.layer(chain)
+    if layer is None:
+        raise StoreError(f"layer {chain[:12]} of the container's image is missing")
+    return layer
+
+
+def stage_upper(graph: Graph, upper: Path) -> StagedLayer:
+    """Copy a container's upper to the store as a layer that has no place yet.
+
+    Blocks. Raises KernelError, and RequestError for names that no layer can say.
+    """
+    with upper_stream(upper) as stream:
+        return graph.stage_layer(stream)
+
+
+@contextmanager
+def upper_stream(upper: Path) -> Iterator[int]:
+    """A descriptor to read the upper from, as a layer stream. Its error is raised at the end."""
+    directory = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    failures: list[BaseException] = []
+
+    def pack() -> None:
+        try:
+            pack_layer(directory, writer, digest=False)
+        except BaseException as failure:
+            failures.append(failure)
+        finally:
+            os.close(writer)
+
+    packing = threading.Thread(target=pack, name="commit", daemon=True)
+    packing.start()
+    try:
+        try:
+            yield reader
+        finally:
+            os.close(reader)
+            packing.join()
+            os.close(directory)
+    except DockpyError:
+        raise_first(failures)  # a torn stream is what the reader saw of it
+        raise
+    raise_first(failures)
+
+
+def raise_first(failures: list[BaseException]) -> None:
+    """Raise the packer's own error, if there is one that the reader did not cause."""
+    for failure in failures:
+        if not isinstance(getattr(failure, "__cause__", None), BrokenPipeError):
+            raise failure
