@@ -658,7 +658,8 @@ cdef class Comparison:
         for i in range(self.found_count):
             paths[i] = self.found.data + at + 1
             at += strlen(paths[i]) + 2
-        sort_texts(paths, self.found_count)
+        if self.found_count > 1:
+            sort_texts(paths, self.found_count)
         self.sorted.size = 0
         for i in range(self.found_count):
             failed = failed or append(&self.sorted, paths[i] - 1, strlen(paths[i]) + 2)

@@ -8,7 +8,7 @@
 #   last part, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS for the rest (openat2(2)), and part by part
 #   where a sandbox denies openat2.
 
-from libc.errno cimport ENOMEM, ENOSYS, EPERM, errno
+from libc.errno cimport ENOENT, ENOMEM, ENOSYS, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, strlen
@@ -173,9 +173,9 @@ cdef inline int read_names(int fd, Names *names, char *space, bint in_order) noe
     names.count = 0
     while True:
         got = c_syscall(SYS_getdents64, fd, space, DENTS_SIZE)
-        if got < 0:
+        if got < 0 and errno != ENOENT:
             return errno
-        if got == 0:
+        if got <= 0:  # ENOENT: it was removed meanwhile
             break
         at = 0
         while at < got:
@@ -199,7 +199,7 @@ cdef inline int read_names(int fd, Names *names, char *space, bint in_order) noe
     for i in range(names.count):
         names.list[i] = names.arena.data + offset + 1
         offset += strlen(names.list[i]) + 2
-    if in_order:
+    if in_order and names.count > 1:
         sort_texts(names.list, names.count)
     return 0
 

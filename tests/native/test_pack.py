@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import os
+import random
 import resource
 import stat
 import subprocess
@@ -551,3 +553,45 @@ def test_memory_does_not_grow_with_the_tree(tmp_path: Path) -> None:
         packing.pack_layer(fd, null, digest=True)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 16 << 10  # KiB
+
+
+@pytest.mark.needs("mknod")
+def test_a_tree_that_is_changed_all_the_time_gives_whole_archives(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    dice = random.Random(1)
+    end = threading.Event()
+
+    def change() -> None:
+        names = [f"{tree}/{one}" for one in ("a", "b", "a/c", "a/d", "b/c", "e")]
+        while not end.is_set():
+            one, other = dice.choice(names), dice.choice(names)
+            with contextlib.suppress(OSError):
+                match dice.randrange(7):
+                    case 0:
+                        os.mkdir(one)
+                    case 1:
+                        fd = os.open(one, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK)
+                        os.ftruncate(fd, dice.randrange(100_000))
+                        os.close(fd)
+                    case 2 if not os.path.isdir(one) or len(one) == len(other):
+                        os.rename(one, other)  # directories not into each other, ever deeper
+                    case 3:
+                        os.unlink(one)
+                    case 4:
+                        os.symlink(other, one)
+                    case 5:
+                        os.mknod(one, dice.choice([stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK]), 1)
+                    case 6:
+                        os.link(one, other)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for number in range(600):
+            data = packed(tree, chunk=512 if number % 2 else 4096)
+            assert "." in members(data)
+            assert data.endswith(bytes(1024))
+    finally:
+        end.set()
+        thread.join()
