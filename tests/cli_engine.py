@@ -17,6 +17,7 @@ from dockpy.errors import Conflict, DockpyError, NoSuchContainer, NoSuchImage, R
 from dockpy.model import Config, Image, State, Status
 from dockpy.references import parse
 from dockpy.registry.pull import Pulled
+from dockpy.registry.push import Pushed
 from dockpy.registry.settings import RegistrySettings
 from dockpy.settings import command, merge
 from dockpy.supervision import AttachmentEnd, Streams
@@ -229,6 +230,12 @@ class FakeRegistries:
         raise RegistryError("cannot reach the registry")
 
     def pull_repository(self, name: str, *_: object, **_options: object) -> list[Pulled]:
+        raise RegistryError("cannot reach the registry")
+
+    def push_image(self, name: str, *_: object, **_options: object) -> Pushed:
+        raise RegistryError("cannot reach the registry")
+
+    def push_repository(self, name: str, *_: object, **_options: object) -> list[Pushed]:
         raise RegistryError("cannot reach the registry")
 
     def login(self, registry: str, *_: object) -> str:

@@ -14,6 +14,7 @@ from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.credentials import Asking
 from dockpy.registry.progress import Listener
 from dockpy.registry.pull import Pulled
+from dockpy.registry.push import Pushed
 from dockpy.registry.settings import RegistrySettings
 from dockpy.supervision import AttachmentEnd, Streams
 
@@ -171,6 +172,24 @@ class EngineRegistries(Protocol):
         listener: Listener = ...,
         cancellation: Cancellation | None = None,
     ) -> Sequence[Pulled]: ...
+
+    def push_image(
+        self,
+        name: str,
+        credentials: Asking = ...,
+        *,
+        listener: Listener = ...,
+        cancellation: Cancellation | None = None,
+    ) -> Pushed: ...
+
+    def push_repository(
+        self,
+        name: str,
+        credentials: Asking = ...,
+        *,
+        listener: Listener = ...,
+        cancellation: Cancellation | None = None,
+    ) -> Sequence[Pushed]: ...
 
     def login(
         self, registry: str, credentials: Credentials, cancellation: Cancellation | None = None

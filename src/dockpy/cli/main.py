@@ -52,6 +52,7 @@ COMMANDS: dict[str, Command] = {
         images.tag,
         images.rmi,
         registry.pull,
+        registry.push,
         registry.login,
         registry.logout,
         system.info,

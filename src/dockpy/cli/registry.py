@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 
 from dockpy.cli.command import Operand, Option, Switch, command
 from dockpy.cli.secrets import CallersKeeper, asking
@@ -13,8 +14,11 @@ from dockpy.errors import DockpyError, NoSuchImage, RequestError, UsageError
 from dockpy.references import parse
 from dockpy.registry import credentials as kept
 from dockpy.registry.auth import Credentials
+from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.names import registry_host
+from dockpy.registry.progress import Listener
 from dockpy.registry.pull import Pulled
+from dockpy.registry.push import Pushed
 
 PASSWORD_LIMIT = 64 << 10
 """Bytes; identity tokens are long."""
@@ -67,6 +71,30 @@ def pull_one(
         quiet=quiet,
         aside=aside,
     )
+
+
+@command(
+    "push",
+    "Put an image into the registry its name says.\n\nLayers the registry has are not sent again.",
+    Switch("-a", "--all-tags", help="All tags of the repository"),
+    Switch("-q", "--quiet", help="Only the image's name at the end"),
+    Operand("name", "name[:tag]"),
+    interruptible=True,
+)
+def push(session: Session, *, name: str, all_tags: bool, quiet: bool) -> int:
+    registries = session.runtime.registries
+    ask = asking(session)
+
+    def work(listener: Listener, cancellation: Cancellation) -> Sequence[Pushed]:
+        if all_tags:
+            return registries.push_repository(
+                name, ask, listener=listener, cancellation=cancellation
+            )
+        return [registries.push_image(name, ask, listener=listener, cancellation=cancellation)]
+
+    pushed = watch(session, work, quiet=quiet)
+    session.write("".join(f"{one.name}\n" for one in pushed) if quiet else "")
+    return 0
 
 
 @command(

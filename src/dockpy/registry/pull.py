@@ -32,9 +32,6 @@ from dockpy.model import Image
 from dockpy.registry import manifests
 from dockpy.registry import progress as say
 from dockpy.registry.blobs import (
-    Arrival,
-    ArrivalReader,
-    StaleDownload,
     discard,
     download,
     is_full,
@@ -42,6 +39,7 @@ from dockpy.registry.blobs import (
 )
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.client import RegistryClient
+from dockpy.registry.growing import GrowingFile, GrowingReader, StaleDownload
 from dockpy.registry.manifests import Descriptor, Index, Manifest, Platform
 from dockpy.registry.names import Remote
 from dockpy.registry.origins import Origin, Origins
@@ -104,7 +102,7 @@ class Puller:
         self._settings = settings
         self._directory = root / "downloads"
         self._turns = threading.Semaphore(settings.limits.downloads)
-        self._downloads: Jobs[Arrival] = Jobs("dockpy-download", Arrival.close)
+        self._downloads: Jobs[GrowingFile] = Jobs("dockpy-download", GrowingFile.close)
         self._layers: Jobs[Unpacking] = Jobs("dockpy-layer", self._give_up)
         sweep(self._directory)
 
@@ -317,7 +315,7 @@ class Puller:
             for attempt in range(3):
                 with self._downloads.join(
                     blob.hex,
-                    lambda: Arrival(self._directory / blob.hex, blob.size),
+                    lambda: GrowingFile(self._directory / blob.hex),
                     lambda down: self._download(down, blob, client),
                     job.tell,
                 ) as ticket:
@@ -335,7 +333,7 @@ class Puller:
     def _stage_and_place(
         self,
         job: Job[Unpacking],
-        ticket: Ticket[Arrival],
+        ticket: Ticket[GrowingFile],
         blob: Descriptor,
         diff_id: str,
         parent: str,
@@ -347,12 +345,12 @@ class Puller:
                 meter(count)
 
         meter = Meter(job.tell, blob.short, say.EXTRACTING, blob.size)
-        reader = ArrivalReader(arrival, job.cancellation, report)
+        reader = GrowingReader(arrival, job.cancellation, report)
         staged = self._graph.stage_layer(cast(BinaryIO, reader), expected=diff_id)
         ticket.wait(job.cancellation)
         return self._graph.place_layer(staged, parent)
 
-    def _download(self, job: Job[Arrival], blob: Descriptor, client: RegistryClient) -> None:
+    def _download(self, job: Job[GrowingFile], blob: Descriptor, client: RegistryClient) -> None:
         arrival = job.value
         meter = Meter(job.tell, blob.short, say.DOWNLOADING, blob.size)
         try:

@@ -12,20 +12,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dockpy.errors import NotInRegistry, RegistryError, Unauthorized, UsageError
+from dockpy.errors import NoSuchImage, NotInRegistry, RegistryError, Unauthorized, UsageError
 from dockpy.graph import Graph
 from dockpy.model import DEFAULT_TAG, Image
 from dockpy.records import Flusher
-from dockpy.references import check_tag
+from dockpy.references import check_tag, parse
 from dockpy.registry import manifests
 from dockpy.registry.auth import ANONYMOUS, Authorizer, Credentials
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.client import RegistryClient
 from dockpy.registry.credentials import Asking
+from dockpy.registry.kept import KeptBlobs
 from dockpy.registry.names import Endpoint, Remote, endpoints, registry_host, resolve
 from dockpy.registry.origins import Origins
 from dockpy.registry.progress import Event, Listener
 from dockpy.registry.pull import Pulled, Puller, own_platform
+from dockpy.registry.push import Pushed, Pusher, plan, scopes
 from dockpy.registry.settings import RegistrySettings
 from dockpy.registry.transport import Broken, Transport
 
@@ -58,7 +60,9 @@ class Registries:
         self._names = names
         self._transport = Transport(settings)
         self.origins = Origins(root, flusher, graph.exists)
-        self._puller = Puller(root, graph, self.origins, settings, self._keep)
+        kept = KeptBlobs(root, graph)
+        self._puller = Puller(root, graph, self.origins, settings, kept.keep)
+        self._pusher = Pusher(root, graph, self.origins, settings, kept.stream, kept.blob)
 
     def close(self) -> None:
         """Give up what goes on, and hang up."""
@@ -180,6 +184,67 @@ class Registries:
             for tag in self.lookup_remote_repository(name, credentials, cancellation=asked)
         ]
 
+    # -- pushing -------------------------------------------------------------------------------
+
+    def push_image(
+        self,
+        name: str,
+        credentials: Asking = nobody,
+        *,
+        listener: Listener = silent,
+        cancellation: Cancellation | None = None,
+    ) -> Pushed:
+        """Put the image of that name into the registry the name says. See `Pusher.push`.
+
+        NoSuchImage when nothing here has the name; UsageError for a name with a digest.
+        """
+        remote = resolve(name, self.settings)
+        if remote.digest:
+            raise UsageError(f"{name}: an image is pushed under a tag, not under a digest")
+        repository, tag = remote.repository, remote.tag or DEFAULT_TAG
+        image_id = self._names.get(repository.familiar).get(tag)
+        if image_id is None:
+            typed = parse(name).repository
+            image_id = self._names.get(typed).get(tag)
+        if image_id is None:
+            raise NoSuchImage(remote.familiar, f"name one so: dockpy tag IMAGE {remote.familiar}")
+        image = self._graph.get(image_id)
+        endpoint = endpoints(repository.host, self.settings, pull=False)[-1]
+        client = self._client(
+            endpoint,
+            repository.path,
+            credentials,
+            cancellation or Cancellation(),
+            actions="pull,push",
+            also=scopes(plan(image, repository, self.origins)),
+        )
+        listener(Event("", f"The push refers to repository [{repository.host}/{repository.path}]"))
+        pushed = self._pusher.push(client, image, repository, tag, listener)
+        listener(Event("", f"{tag}: digest: {pushed.digest} size: {pushed.size}"))
+        return pushed
+
+    def push_repository(
+        self,
+        name: str,
+        credentials: Asking = nobody,
+        *,
+        listener: Listener = silent,
+        cancellation: Cancellation | None = None,
+    ) -> list[Pushed]:
+        """Put every image of a repository there. UsageError when the name has a tag already."""
+        remote = resolve(name, self.settings)
+        if remote.tag or remote.digest:
+            raise UsageError(f"{name}: all tags are wanted, so give the name without one")
+        familiar = remote.repository.familiar
+        tags = sorted(self._names.get(familiar))
+        if not tags:
+            raise NoSuchImage(familiar, "no image here has a name in that repository")
+        asked = cancellation or Cancellation()
+        return [
+            self.push_image(f"{familiar}:{tag}", credentials, listener=listener, cancellation=asked)
+            for tag in tags
+        ]
+
     # -- who we are ----------------------------------------------------------------------------
 
     def login(
@@ -200,9 +265,6 @@ class Registries:
         return resolve(name, self.settings).repository.host
 
     # -- inside --------------------------------------------------------------------------------
-
-    def _keep(self, blob: manifests.Descriptor, diff_id: str, path: Path) -> None:
-        """A verified blob, as it came."""
 
     def _clients(
         self, remote: Remote, credentials: Asking, cancellation: Cancellation

@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import io
 import os
+import select
 import socket
 import ssl
 import threading
@@ -95,15 +96,11 @@ def shown(url: str) -> str:
 
 
 class _Stream(io.RawIOBase):
-    """A socket's reading side that notices a server which is as good as silent."""
+    """One answer's bytes; notices a server which is as good as silent."""
 
     def __init__(self, sock: socket.socket, patience: Patience) -> None:
         self._sock = sock
         self._patience = patience
-        self.begin()
-
-    def begin(self) -> None:
-        """A new answer is waited for."""
         self._since = time.monotonic()
         self._count = 0
 
@@ -123,14 +120,15 @@ class _Stream(io.RawIOBase):
 
 
 class _Socket:
-    """What http.client needs of a socket: all answers are read through one buffer."""
+    """What http.client needs of a socket."""
 
     def __init__(self, sock: socket.socket, patience: Patience) -> None:
         self.sock = sock
-        self.stream = _Stream(sock, patience)
+        self._patience = patience
 
     def makefile(self, _mode: str) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(self.stream, 64 << 10))
+        """A reader of the next answer; closing it leaves the socket open."""
+        return cast(BinaryIO, io.BufferedReader(_Stream(self.sock, self._patience), 64 << 10))
 
     def sendall(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -149,13 +147,14 @@ class _Connection:
         self.proxy = proxy
         self.raw = sock
         self.idle_since = 0.0
-        self._socket = _Socket(sock, patience)
         self.http = http.client.HTTPConnection(origin.host, origin.port)
         self.http.auto_open = 0
-        self.http.sock = self._socket
+        self.http.sock = _Socket(sock, patience)
 
-    def begin(self) -> None:
-        self._socket.stream.begin()
+    @property
+    def dead(self) -> bool:
+        """Whether the server has hung up, or says what nobody asked."""
+        return readable(self.raw)
 
     def wake(self) -> None:
         with contextlib.suppress(OSError):
@@ -279,18 +278,17 @@ class Transport:
         Raises Broken, Cancelled, and RegistryError for certificates that are not right.
         """
         origin = Origin.of(url)
-        replayable = body is None or isinstance(body, bytes)
         while True:
             cancellation.check()
-            connection = self._take(origin) if replayable else None
+            connection = self._take(origin)
             fresh = connection is None
             if connection is None:
                 connection = self._connect(origin, verify, cancellation)
             try:
                 return self._exchange(connection, method, url, headers, body, length, cancellation)
             except Broken:
-                # A kept connection may have been closed by the server just now.
-                if fresh:
+                # The server may have closed a kept connection just when we wrote to it.
+                if fresh or method not in ("GET", "HEAD"):
                     raise
 
     def _exchange(
@@ -305,7 +303,6 @@ class Transport:
     ) -> Response:
         waker = cancellation.add(connection.wake)
         try:
-            connection.begin()
             unsent: OSError | None = None
             try:
                 send_head(connection, method, url, headers, body, length)
@@ -340,6 +337,9 @@ class Transport:
             self._idle = fresh
         for connection in stale:
             connection.close()
+        if found is not None and found.dead:
+            found.close()
+            return self._take(origin)
         return found
 
     def keep(self, connection: _Connection) -> None:
@@ -573,6 +573,13 @@ def reason(failure: BaseException) -> str:
     if isinstance(failure, OSError):
         return failure.strerror or str(failure)
     return str(failure)[:200] or type(failure).__name__
+
+
+def readable(sock: socket.socket) -> bool:
+    """Whether a read would not block."""
+    poll = select.poll()  # select(2) knows descriptors below 1024 only
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _shut(sock: socket.socket) -> None:
