@@ -767,6 +767,11 @@ cdef class Unpacker:
     cdef Buffer records
     cdef Buffer arena
 
+    cdef bint keep_skeleton
+    cdef Buffer tape
+    cdef Buffer raw
+    cdef readonly bint replaced
+
     cdef readonly int problem
     cdef readonly int error
     cdef readonly int64_t entries
@@ -774,12 +779,13 @@ cdef class Unpacker:
     cdef readonly int64_t ignored_attributes
 
     def __cinit__(self, int directory, *, int64_t max_bytes, int64_t max_entries, int max_path,
-                  int64_t max_metadata, bint whiteouts, bint by_hand=False):
+                  int64_t max_metadata, bint whiteouts, bint by_hand=False, bint skeleton=False):
         self.root = dup(directory)
         self.file = -1
         self.parent = -1
         self.by_hand = by_hand
         self.whiteouts = whiteouts
+        self.keep_skeleton = skeleton
         self.max_bytes = max_bytes
         self.max_entries = max_entries
         self.max_path = max_path
@@ -802,6 +808,8 @@ cdef class Unpacker:
         free(self.scratch.data)
         free(self.records.data)
         free(self.arena.data)
+        free(self.tape.data)
+        free(self.raw.data)
 
     cdef void shut(self) noexcept nogil:
         if self.root >= 0:
@@ -841,6 +849,40 @@ cdef class Unpacker:
             self.end()
         return self.problem == FINE
 
+    def take_skeleton(self) -> bytes:
+        """What the stream held besides the contents of files, since the last time. Format: `_skeleton`."""
+        if self.flush_raw() != 0:
+            raise MemoryError
+        found = b"" if self.tape.data == NULL else self.tape.data[:self.tape.size]
+        self.tape.size = 0
+        return found
+
+    # -- the skeleton
+
+    cdef int keep_raw(self, const uint8_t *data, size_t size) noexcept nogil:
+        if self.keep_skeleton and append(&self.raw, data, size) != 0:
+            return self.no_memory()
+        return 0
+
+    cdef int flush_raw(self) noexcept nogil:
+        cdef uint64_t size = self.raw.size
+        if size == 0:
+            return 0
+        if append(&self.tape, b"R", 1) or append(&self.tape, &size, 8) or append(&self.tape, self.raw.data, size):
+            return self.no_memory()
+        self.raw.size = 0
+        return 0
+
+    cdef int keep_file(self) noexcept nogil:
+        cdef uint64_t size = <uint64_t>self.size
+        cdef uint64_t length = self.path.size
+        if self.flush_raw() != 0:
+            return -1
+        if (append(&self.tape, b"F", 1) or append(&self.tape, &size, 8) or append(&self.tape, &length, 8)
+                or append(&self.tape, self.path.data, length)):
+            return self.no_memory()
+        return 0
+
     # -- failures
 
     cdef int fail(self, int problem) noexcept nogil:
@@ -866,12 +908,16 @@ cdef class Unpacker:
         while size and self.problem == FINE:
             if self.state == AT_DATA:
                 part = size if <int64_t>size < self.segment_left else <size_t>self.segment_left
+                if self.sparse and self.keep_raw(data, part) != 0:
+                    return
                 if self.write_data(data, part) != 0:
                     return
                 if self.segment_left == 0 and self.next_segment() != 0:
                     return
             elif self.state == AT_SKIP:
                 part = size if <int64_t>size < self.skip_left else <size_t>self.skip_left
+                if self.keep_raw(data, part) != 0:
+                    return
                 self.skip_left -= part
                 if self.skip_left == 0:
                     self.state = AT_HEADER
@@ -880,6 +926,8 @@ cdef class Unpacker:
                 if append(&self.meta, data, part) != 0:
                     self.no_memory()
                     return
+                if self.keep_raw(data, part) != 0:
+                    return
                 self.meta_left -= part
                 if self.meta_left == 0:
                     if self.metadata_done() != 0:
@@ -887,18 +935,22 @@ cdef class Unpacker:
                     self.skip(self.padding)
             elif self.state == AT_END:
                 part = size
+                if self.keep_raw(data, part) != 0:
+                    return
                 self.skip_left += part
                 if self.skip_left > PADDING_LIMIT:
                     self.fail(TOO_MUCH_PADDING)
                     return
             elif self.block_fill == 0 and size >= 512:
                 part = 512
-                if self.take_block(data) != 0:
+                if self.keep_raw(data, part) != 0 or self.take_block(data) != 0:
                     return
             else:
                 part = 512 - self.block_fill
                 if part > size:
                     part = size
+                if self.keep_raw(data, part) != 0:
+                    return
                 memcpy(self.block + self.block_fill, data, part)
                 self.block_fill += part
                 if self.block_fill == 512:
@@ -1340,6 +1392,8 @@ cdef class Unpacker:
         if fstatat(parent, name, &info, AT_SYMLINK_NOFOLLOW) != 0:
             return 0 if errno == ENOENT else self.refused(STEP_REMOVE, errno)
         was_whiteout[0] = (info.st_mode & S_IFMT) == S_IFCHR and info.st_rdev == 0
+        if not was_whiteout[0]:
+            self.replaced = True  # what the stream said before can no longer be read from the tree
         err = remove_entry(parent, name)
         if err:
             return self.refused(STEP_REMOVE, err)
@@ -1763,6 +1817,8 @@ cdef class Unpacker:
         self.segment_at = 0
         if not self.sparse:
             self.segment_left = self.size
+            if self.keep_skeleton and self.size > 0 and self.keep_file() != 0:
+                return -1
             return self.next_segment() if self.size == 0 else 0
         if self.real_size < 0 or self.real_size > self.max_bytes:
             return self.fail(TOO_MANY_BYTES)

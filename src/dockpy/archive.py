@@ -21,6 +21,7 @@ from typing import BinaryIO
 from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker, remove_tree
 from dockpy.compression import HEAD_SIZE, Compression, Readable, decoder, detect
 from dockpy.errors import BadArchive, DockpyError, KernelError, RequestError
+from dockpy.skeleton import SkeletonWriter
 
 __all__ = ["Budget", "Compression", "Extracted", "detect", "extract", "remove"]
 
@@ -55,6 +56,8 @@ class Extracted:
     entries: int
     compression: Compression
     ignored_attributes: int = 0
+    rebuildable: bool = False
+    """A skeleton was asked for, and with it and the tree the stream can be written again."""
 
 
 def extract(
@@ -64,12 +67,14 @@ def extract(
     limits: Budget = Budget(),
     whiteouts: bool = True,
     by_hand: bool = False,
+    skeleton: int | None = None,
 ) -> Extracted:
     """Unpack the tar stream `source` into `directory`, which is made unless it is there and empty.
 
     `source` is a descriptor or a binary file, at its current position, read to its end and left
     open. `whiteouts`: `.wh.` names become overlayfs's marks, as OCI layers mean them; otherwise
-    they are names like any other. `by_hand` resolves names without openat2, for tests.
+    they are names like any other. `by_hand` resolves names without openat2, for tests. `skeleton`:
+    a descriptor to write what `skeleton.rebuild` needs to.
 
     Blocks until all is unpacked; nothing is flushed to disk. On failure everything made here is
     removed again. A blocked read of a descriptor is given up when unpacking fails; one of a file
@@ -88,23 +93,32 @@ def extract(
             max_metadata=limits.metadata,
             whiteouts=whiteouts,
             by_hand=by_hand,
+            skeleton=skeleton is not None,
         )
+        kept = None if skeleton is None else SkeletonWriter(skeleton)
         try:
             with _Stream(source) as stream:
                 for piece in stream.pieces():
                     if not unpacker.feed(piece):
                         raise _failure(unpacker)
+                    if kept is not None:
+                        kept.write(unpacker.take_skeleton())
                 if not unpacker.finish():
                     raise _failure(unpacker)
+                if kept is not None:
+                    kept.finish()
             return Extracted(
                 diff_id=stream.digest(),
                 size=unpacker.bytes_written,
                 entries=unpacker.entries,
                 compression=stream.compression,
                 ignored_attributes=unpacker.ignored_attributes,
+                rebuildable=kept is not None and not unpacker.replaced,
             )
         finally:
             unpacker.close()
+            if kept is not None:
+                kept.abandon()
     except BaseException:
         _clear(target)
         if made:

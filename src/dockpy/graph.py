@@ -1,7 +1,8 @@
 """Images on disk, addressed by content; layers shared between them.
 
     <root>/graph/<image id>/{json,meta.json}     json: the OCI configuration, sha256(json) = id
-    <root>/layers/<chain id>/{diff/,meta.json}   diff: the unpacked layer
+    <root>/layers/<chain id>/{diff/,skeleton,meta.json}   diff: the unpacked layer; skeleton: the
+                                                 rest of its tar stream, see `dockpy.skeleton`
 
 A layer or an image is made under a temporary name beside its place, taken to the disk and renamed,
 so each is there whole or not at all. Deleting takes the image first, then what nobody needs any
@@ -28,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from dockpy import archive, image_config
+from dockpy import archive, image_config, packing, skeleton
 from dockpy.errors import (
     AmbiguousPrefix,
     BadArchive,
@@ -41,9 +42,12 @@ from dockpy.errors import (
 )
 from dockpy.image_config import HistoryEntry, ImageConfig, chain_id, chain_ids
 from dockpy.model import Config, Image
+from dockpy.packing import Packed
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.truncindex import TruncIndex
 
+SKELETON = "skeleton"
+NOWHERE = Path(os.devnull)
 _ID = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 
@@ -209,17 +213,42 @@ class Graph:
         Raises what `archive.extract` raises, and BadArchive when the content is another.
         """
         with self._temporary(self._layers_directory) as directory:
-            extracted = archive.extract(source, directory / "diff")
+            with opened(directory / SKELETON, os.O_WRONLY | os.O_CREAT) as kept:
+                extracted = archive.extract(source, directory / "diff", skeleton=kept)
+            diff_id = extracted.diff_id
+            if not extracted.rebuildable:
+                (directory / SKELETON).unlink()
+                if not expected:  # then the stream that the tree can say again names it
+                    diff_id = canonical_id(directory / "diff")
             if expected and extracted.diff_id != expected:
                 raise BadArchive(
                     f"the layer is sha256:{extracted.diff_id}, not sha256:{expected} as promised"
                 )
             return StagedLayer(
                 directory=directory,
-                diff_id=extracted.diff_id,
+                diff_id=diff_id,
                 size=extracted.size,
                 entries=extracted.entries,
             )
+
+    def write_layer(self, layer: Layer, out: int) -> Packed:
+        """Write a layer's own tar stream, the one its diff id is of, to a descriptor; blocks.
+
+        Raises StoreError when the stream cannot be had again, or is another than it was.
+        """
+        directory = self._layers_directory / layer.chain_id
+        with opened(directory / "diff", os.O_RDONLY | os.O_DIRECTORY) as tree:
+            try:
+                with opened(directory / SKELETON, os.O_RDONLY) as kept:
+                    packed = skeleton.rebuild(kept, tree, out)
+            except FileNotFoundError:
+                packed = packing.pack_layer(tree, out)
+        if packed.digest != layer.diff_id:
+            raise StoreError(
+                f"layer {layer.chain_id[:12]} cannot be written again as it came; "
+                "pull or load its image again"
+            )
+        return packed
 
     def place_layer(self, staged: StagedLayer, parent: str = "") -> Layer:
         """Put a staged layer on the stack with chain id `parent`; waits for the disk.
@@ -477,6 +506,22 @@ class Graph:
                     "store image", failure.errno or errno.EIO, str(directory)
                 ) from failure
             raise
+
+
+def canonical_id(tree: Path) -> str:
+    """The diff id of a tree as our own packer writes it."""
+    with opened(tree, os.O_RDONLY | os.O_DIRECTORY) as found, opened(NOWHERE, os.O_WRONLY) as out:
+        return packing.pack_layer(found, out).digest
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of a file of the store."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _json(values: object) -> bytes:

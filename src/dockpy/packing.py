@@ -10,16 +10,17 @@ import hashlib
 import os
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Protocol
 
 from dockpy._mount import try_clone
 from dockpy._pack import KERNEL_STEPS, TREE_PROBLEMS, Packer
 from dockpy.errors import DockpyError, KernelError, RequestError
 
-__all__ = ["Packed", "pack_layer", "pack_path", "pack_tree"]
+__all__ = ["Packed", "Source", "pack_layer", "pack_path", "pack_tree", "write_stream"]
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = 1, 4
 
@@ -93,23 +94,45 @@ def _without_devices(upper: int) -> Iterator[int]:
             os.close(clone)
 
 
+class Source(Protocol):
+    """What fills buffers with a stream."""
+
+    @property
+    def entries(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def fill(self, buffer: memoryview, /) -> int: ...
+
+
 def _pack(packer: Packer, out: int, digest: bool) -> Packed:
     try:
-        with _Hash(digest) as hashed:
-            while True:
-                buffer = hashed.free.get()
-                count = packer.fill(buffer)
-                if count < 0:
-                    raise _failure(packer)
-                if count == 0:
-                    break
-                hashed.add(buffer, count)
-                _write(out, buffer[:count])
-                if not digest:
-                    hashed.free.put(buffer)
-        return Packed(entries=packer.entries, size=packer.size, digest=hashed.hexdigest())
+        return write_stream(packer, out, digest=digest, failure=lambda: _failure(packer))
     finally:
         packer.close()
+
+
+def write_stream(
+    source: Source, out: int, *, digest: bool, failure: Callable[[], DockpyError]
+) -> Packed:
+    """Write what `source` gives until it gives nothing, hashing beside it. Blocks as `out` does.
+
+    `failure` is asked for the error when `source` answers with a negative number.
+    """
+    with _Hash(digest) as hashed:
+        while True:
+            buffer = hashed.free.get()
+            count = source.fill(buffer)
+            if count < 0:
+                raise failure()
+            if count == 0:
+                break
+            hashed.add(buffer, count)
+            _write(out, buffer[:count])
+            if not digest:
+                hashed.free.put(buffer)
+    return Packed(entries=source.entries, size=source.size, digest=hashed.hexdigest())
 
 
 def _failure(packer: Packer) -> DockpyError:
