@@ -199,6 +199,7 @@ cdef class Comparison:
     cdef Buffer found  # the changes: a letter and a path with its NUL, one after the other
     cdef size_t found_count
     cdef Buffer sorted
+    cdef Buffer letters
     cdef Frame *frames
     cdef size_t depth
     cdef size_t frame_room
@@ -239,7 +240,7 @@ cdef class Comparison:
         for data in (<size_t>self.layers, <size_t>self.collected, <size_t>self.space,
                      <size_t>self.frames, <size_t>self.point_names.data, <size_t>self.path.data,
                      <size_t>self.location.data, <size_t>self.found.data,
-                     <size_t>self.sorted.data):
+                     <size_t>self.sorted.data, <size_t>self.letters.data):
             free(<void *><size_t>data)
 
     @property
@@ -247,14 +248,17 @@ cdef class Comparison:
         """The path at hand when it failed, relative to the root."""
         return self.path.data[:self.path.size] if self.path.data != NULL else b""
 
-    def run(self) -> bytes | None:
-        """Every change as its letter, its absolute path and a NUL, sorted by path; None: failed."""
+    def run(self) -> tuple[bytes, bytes] | None:
+        """Absolute paths, a NUL after each, sorted by their bytes; and a letter (A, C, D) for each.
+        None: it failed."""
         cdef int failed
         with nogil:
             failed = self.walk()
         if failed:
             return None
-        return self.sorted.data[:self.sorted.size] if self.found_count else b""
+        if self.found_count == 0:
+            return b"", b""
+        return self.sorted.data[:self.sorted.size], self.letters.data[:self.letters.size]
 
     # -- failures
 
@@ -505,13 +509,18 @@ cdef class Comparison:
         cdef char new[CAPABILITY_SIZE]
         cdef const char *leaf
         cdef ssize_t new_size = self.capability(frame.fd, name, new)
-        cdef int parent = self.open_parent(frame.lowers[self.found_lower], &leaf)
+        cdef uint32_t layer = frame.lowers[self.found_lower]
+        cdef int parent
         cdef ssize_t old_size
-        if parent < 0:
-            self.refused(STEP_DIRECTORY, errno)
-            return 0
-        old_size = self.capability(parent, leaf, old)
-        close(parent)
+        if self.path.size < PATH_LIMIT - 40:  # with the number of the layer before it
+            old_size = self.capability(self.layers[layer], self.path.data, old)
+        else:
+            parent = self.open_parent(layer, &leaf)
+            if parent < 0:
+                self.refused(STEP_DIRECTORY, errno)
+                return 0
+            old_size = self.capability(parent, leaf, old)
+            close(parent)
         if old_size < 0 or new_size < 0:
             return 0
         return old_size == new_size and memcmp(old, new, <size_t>old_size) == 0
@@ -661,7 +670,9 @@ cdef class Comparison:
         if self.found_count > 1:
             sort_texts(paths, self.found_count)
         self.sorted.size = 0
+        self.letters.size = 0
         for i in range(self.found_count):
-            failed = failed or append(&self.sorted, paths[i] - 1, strlen(paths[i]) + 2)
+            failed = failed or append(&self.letters, paths[i] - 1, 1) or append(
+                &self.sorted, paths[i], strlen(paths[i]) + 1)
         free(paths)
         return self.no_memory() if failed else 0
