@@ -95,10 +95,10 @@ class Contest:
                 os.lstat(f"{directory}/{name}")
 
     def find(self) -> None:
-        subprocess.run(["find", self.upper], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(["find", str(self.upper)], stdout=subprocess.DEVNULL, check=True)
 
     def find_and_look(self) -> None:
-        command = ["find", self.upper, "-printf", "%p %s %T@\\n"]
+        command = ["find", str(self.upper), "-printf", "%p %s %T@\\n"]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
 
     def diff(self) -> None:
