@@ -104,13 +104,13 @@ def entry(
             records[b"path"] = name
     if len(link) > 100 or not link.isascii():
         records[b"linkpath"] = link
-    for key, value, limit in (
+    for key, number, limit in (
         (b"size", size, 1 << 33),
         (b"uid", uid, 1 << 21),
         (b"gid", gid, 1 << 21),
     ):
-        if value >= limit:
-            records[key] = b"%d" % value
+        if number >= limit:
+            records[key] = b"%d" % number
     if nanoseconds or not 0 <= seconds < 1 << 33:
         records[b"mtime"] = _time(seconds * 10**9 + nanoseconds)
     for attribute, value in (attributes or {}).items():
