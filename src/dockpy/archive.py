@@ -56,6 +56,8 @@ class Extracted:
     entries: int
     compression: Compression
     ignored_attributes: int = 0
+    stream: int = 0
+    """Bytes of the uncompressed stream."""
     rebuildable: bool = False
     """A skeleton was asked for, and with it and the tree the stream can be written again."""
 
@@ -95,10 +97,12 @@ def extract(
             by_hand=by_hand,
             skeleton=skeleton is not None,
         )
+        length = 0
         kept = None if skeleton is None else SkeletonWriter(skeleton)
         try:
             with _Stream(source) as stream:
                 for piece in stream.pieces():
+                    length += len(piece)
                     if not unpacker.feed(piece):
                         raise _failure(unpacker)
                     if kept is not None:
@@ -113,6 +117,7 @@ def extract(
                 entries=unpacker.entries,
                 compression=stream.compression,
                 ignored_attributes=unpacker.ignored_attributes,
+                stream=length,
                 rebuildable=kept is not None and not unpacker.replaced,
             )
         finally:

@@ -54,7 +54,7 @@ _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """An unpacked layer in its place. `size`: bytes of file data.
+    """An unpacked layer in its place. `size`: bytes of file data; `stream`: of its tar stream.
 
     `kept`: placed for an image to come, and not removed before `create`, `register` or `release`.
     """
@@ -64,6 +64,7 @@ class Layer:
     parent: str
     size: int
     entries: int
+    stream: int
     kept: bool = field(default=False, compare=False)
 
 
@@ -75,6 +76,7 @@ class StagedLayer:
     diff_id: str
     size: int
     entries: int
+    stream: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ class Graph:
                 parent=str(values["parent"]),
                 size=int(values["size"]),
                 entries=int(values["entries"]),
+                stream=int(values.get("stream", 0)),
             )
         except FileNotFoundError:
             return None
@@ -206,20 +209,29 @@ class Graph:
 
     # -- making --------------------------------------------------------------------------------
 
-    def stage_layer(self, source: BinaryIO | int, *, expected: str = "") -> StagedLayer:
+    def stage_layer(
+        self,
+        source: BinaryIO | int,
+        *,
+        expected: str = "",
+        limits: archive.Budget | None = None,
+    ) -> StagedLayer:
         """Unpack a layer beside its place; any number of threads may.
 
-        `expected`: the diff id it must have (hex). Nothing is left on failure. Not flushed.
-        Raises what `archive.extract` raises, and BadArchive when the content is another.
+        `expected`: the diff id it must have (hex). `limits`: what it may ask for. Nothing is left
+        on failure. Not flushed. Raises what `archive.extract` raises, and BadArchive when the content is another.
         """
         with self._temporary(self._layers_directory) as directory:
             with opened(directory / SKELETON, os.O_WRONLY | os.O_CREAT) as kept:
-                extracted = archive.extract(source, directory / "diff", skeleton=kept)
-            diff_id = extracted.diff_id
+                extracted = archive.extract(
+                    source, directory / "diff", limits=limits or archive.Budget(), skeleton=kept
+                )
+            diff_id, stream = extracted.diff_id, extracted.stream
             if not extracted.rebuildable:
                 (directory / SKELETON).unlink()
                 if not expected:  # then the stream that the tree can say again names it
-                    diff_id = canonical_id(directory / "diff")
+                    canonical = canonical_stream(directory / "diff")
+                    diff_id, stream = canonical.digest, canonical.size
             if expected and extracted.diff_id != expected:
                 raise BadArchive(
                     f"the layer is sha256:{extracted.diff_id}, not sha256:{expected} as promised"
@@ -229,6 +241,7 @@ class Graph:
                 diff_id=diff_id,
                 size=extracted.size,
                 entries=extracted.entries,
+                stream=stream,
             )
 
     def write_layer(self, layer: Layer, out: int) -> Packed:
@@ -250,6 +263,22 @@ class Graph:
             )
         return packed
 
+    def stream_size(self, layer: Layer) -> int:
+        """Bytes of a layer's own tar stream, by writing it nowhere. Raises as `write_layer`."""
+        with opened(NOWHERE, os.O_WRONLY) as out:
+            return self.write_layer(layer, out).size
+
+    def discard(self, staged: StagedLayer) -> None:
+        """Give up a layer that was not placed."""
+        self._trash.discard(staged.directory)
+
+    @contextlib.contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """A directory on the store's disk that goes away at the end."""
+        with self._temporary(self._layers_directory) as directory:
+            yield directory
+        self._trash.discard(directory)
+
     def place_layer(self, staged: StagedLayer, parent: str = "") -> Layer:
         """Put a staged layer on the stack with chain id `parent`; waits for the disk.
 
@@ -262,6 +291,7 @@ class Graph:
             parent=parent,
             size=staged.size,
             entries=staged.entries,
+            stream=staged.stream,
             kept=True,
         )
         place = self._layers_directory / layer.chain_id
@@ -274,6 +304,7 @@ class Graph:
                         "parent": layer.parent,
                         "size": layer.size,
                         "entries": layer.entries,
+                        "stream": layer.stream,
                     }
                 ),
             )
@@ -508,10 +539,10 @@ class Graph:
             raise
 
 
-def canonical_id(tree: Path) -> str:
-    """The diff id of a tree as our own packer writes it."""
+def canonical_stream(tree: Path) -> Packed:
+    """Digest and size of a tree's stream as our own packer writes it."""
     with opened(tree, os.O_RDONLY | os.O_DIRECTORY) as found, opened(NOWHERE, os.O_WRONLY) as out:
-        return packing.pack_layer(found, out).digest
+        return packing.pack_layer(found, out)
 
 
 @contextlib.contextmanager

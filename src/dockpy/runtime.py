@@ -41,11 +41,14 @@ from dockpy.errors import (
 )
 from dockpy.execution import Execution
 from dockpy.graph import Graph
+from dockpy.image_archive.loading import Loaded, load
+from dockpy.image_archive.saving import Selected, save
 from dockpy.janitor import Janitor
-from dockpy.model import VERSION, Config, Exec, Image, State, Status
+from dockpy.model import DEFAULT_TAG, VERSION, Config, Exec, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.references import parse
 from dockpy.registry import settings as registry_settings
 from dockpy.registry.service import Registries
 from dockpy.seccomp import FilterCache
@@ -60,6 +63,7 @@ log = logging.getLogger(__name__)
 
 Containers = list[Container]
 Attachments = list[Attachment]
+Selection = list[Selected]
 """`Runtime` has a method called list."""
 
 DEFAULT_ROOT = Path("/var/lib/dockpy")
@@ -328,6 +332,32 @@ class Runtime:
             self.tags.set(repository, tag or "latest", image.id, force=True)
         return image
 
+    def save(self, names: Sequence[str], out: int) -> None:
+        """Write images, by name or id, to a descriptor as one archive; blocks as it does.
+
+        A repository without a tag means all its names. Other engines read it too. NoSuchImage.
+        """
+        chosen: dict[str, Selected] = {}
+        for one in (found for name in names for found in self._selected(name)):
+            before = chosen.get(one.image.id)
+            known = before.names if before is not None else ()
+            chosen[one.image.id] = Selected(one.image, tuple(dict.fromkeys((*known, *one.names))))
+        save(self.graph, list(chosen.values()), out)
+
+    def load(self, source: BinaryIO | int) -> Sequence[Loaded]:
+        """Take in the images of an archive that `save`, or another engine, wrote.
+
+        Blocks until they are on the disk and named. Raises BadArchive, KernelError.
+        """
+        loaded = load(self.graph, source)
+        for one in loaded:
+            for name in one.names:
+                reference = parse(name)
+                self.tags.set(
+                    reference.repository, reference.tag or DEFAULT_TAG, one.image.id, force=True
+                )
+        return loaded
+
     def containers_of(self, image: Image) -> Containers:
         """Containers made from an image."""
         return [one for one in self.list() if one.record.image_id == image.id]
@@ -575,6 +605,18 @@ class Runtime:
                     self._gone[identifier] = int(code)
             self._write_gone()
 
+    def _selected(self, name: str) -> Selection:
+        reference = parse(name) if not is_id(name) else None
+        tags = {} if reference is None else self.tags.get(reference.repository)
+        if reference is not None and not reference.tag and not reference.digest and tags:
+            by_image: dict[str, list[str]] = {}
+            for tag, image_id in sorted(tags.items()):
+                by_image.setdefault(image_id, []).append(f"{reference.repository}:{tag}")
+            return [Selected(self.graph.get(key), tuple(found)) for key, found in by_image.items()]
+        image = self.tags.lookup_image(name)
+        named = reference is not None and tags.get(reference.tag) == image.id
+        return [Selected(image, (str(reference),) if named else ())]
+
     def _choose_name(self, asked: str | None) -> str:
         if asked is None:
             while (name := random_name()) in self._names:
@@ -812,6 +854,12 @@ class Runtime:
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
         log.warning("%s", text)
+
+
+def is_id(text: str) -> bool:
+    """Whether a text is a whole image id, which no name can be."""
+    digits = text.removeprefix("sha256:")
+    return len(digits) == 64 and not set(digits) - set("0123456789abcdef")
 
 
 def parse_record(path: Path, identifier: str) -> Record:

@@ -196,6 +196,16 @@ class EngineRegistries(Protocol):
     ) -> str: ...
 
 
+class EngineLoaded(Protocol):
+    """An image that was taken in, and its names."""
+
+    @property
+    def image(self) -> Image: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+
 class EngineInfo(Protocol):
     """Figures of one engine."""
 
@@ -288,6 +298,10 @@ class Engine(Protocol):
         config: Config | None = None,
         pause: bool = True,
     ) -> Image: ...
+
+    def save(self, names: Sequence[str], out: int) -> None: ...
+
+    def load(self, source: BinaryIO | int) -> Sequence[EngineLoaded]: ...
 
     def containers_of(self, image: Image) -> Sequence[EngineContainer]: ...
 

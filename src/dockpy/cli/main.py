@@ -16,6 +16,7 @@ from dockpy.cli import (
     listing,
     logs,
     registry,
+    saving,
     system,
 )
 from dockpy.cli import run as running
@@ -49,6 +50,8 @@ COMMANDS: dict[str, Command] = {
         history.history,
         images.images,
         images.import_,
+        saving.load,
+        saving.save,
         images.tag,
         images.rmi,
         registry.pull,

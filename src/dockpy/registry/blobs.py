@@ -122,6 +122,7 @@ def receive(
         skip = offset
     told = response.length
     if told is not None and told != blob.size - offset + skip:
+        discard(arrival.path)
         raise RegistryError(
             f"{where}: the manifest says {blob.size} bytes, the registry sends "
             f"{told + offset - skip}"

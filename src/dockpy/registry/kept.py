@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dockpy.errors import KernelError, StoreError
 from dockpy.graph import Graph
-from dockpy.packing import Packed, pack_layer
+from dockpy.packing import Packed
 from dockpy.registry.manifests import Descriptor
 
 
@@ -21,7 +21,6 @@ class KeptBlobs:
 
     def __init__(self, root: Path, graph: Graph) -> None:
         self._directory = root / "blobs" / "sha256"
-        self._layers = root / "layers"
         self._graph = graph
 
     def blob(self, digest: str) -> Path | None:
@@ -55,9 +54,4 @@ class KeptBlobs:
         layer = self._graph.layer(chain)
         if layer is None:
             raise StoreError(f"layer {chain[:12]} is missing")
-        directory = self._layers / chain / "diff"
-        tree = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return pack_layer(tree, out)
-        finally:
-            os.close(tree)
+        return self._graph.write_layer(layer, out)

@@ -85,6 +85,7 @@ class Origins:
                 for one in before
                 if (one.host, one.path, one.digest) != (origin.host, origin.path, origin.digest)
             )
+            known.pop(image_id, None)  # the newest image is the last one
             known[image_id] = (*rest, origin)[-_KEPT:]
             self._forget_removed(known)
             with contextlib.suppress(KernelError, OSError):
@@ -94,7 +95,7 @@ class Origins:
     def find(self, host: str, path: str, digest: str) -> str | None:
         """The image that repository knows by a digest, of its manifest or of an index."""
         with self._lock:
-            for image_id, origins in self._load().items():
+            for image_id, origins in reversed(self._load().items()):
                 for one in origins:
                     if (one.host, one.path) == (host, path) and digest in (
                         one.digest,
@@ -102,6 +103,26 @@ class Origins:
                     ):
                         return image_id if self._exists(image_id) else None
         return None
+
+    def forget(self) -> None:
+        """Forget everything, on the disk too."""
+        with self._lock:
+            for image_id in self._load():
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path(image_id))
+            self._known = {}
+
+    def digests_kept(self) -> set[str]:
+        """The digests of all layers of images that are here."""
+        with self._lock:
+            known = self._load()
+            self._forget_removed(known)
+            return {
+                blob.digest
+                for origins in known.values()
+                for one in origins
+                for _, blob in one.layers()
+            }
 
     def manifest(self, host: str, path: str, digest: str) -> Origin | None:
         """The origin with that manifest of that repository."""
@@ -123,10 +144,6 @@ class Origins:
                 if each == diff_id
             ]
         return found[::-1]
-
-    def digests(self, image_id: str) -> list[tuple[Origin, str]]:
-        """Every origin with the digest people know it by, for listings."""
-        return [(one, one.digest) for one in self.of(image_id)]
 
     def _load(self) -> dict[str, tuple[Origin, ...]]:
         if self._known is None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from dockpy import image_config
+from dockpy.archive import Budget
 from dockpy.errors import (
     BadArchive,
     Cancelled,
@@ -85,6 +86,8 @@ def own_platform() -> Platform:
     return manifests.normal(Platform("linux", go_architecture(host_platform.machine())))
 
 
+MOST_DEFLATED = 1100
+"""So many bytes may come of one compressed byte."""
 Keep = Callable[[Descriptor, str, Path], None]
 """Blob, diff id (hex), file."""
 
@@ -346,9 +349,16 @@ class Puller:
 
         meter = Meter(job.tell, blob.short, say.EXTRACTING, blob.size)
         reader = GrowingReader(arrival, job.cancellation, report)
-        staged = self._graph.stage_layer(cast(BinaryIO, reader), expected=diff_id)
+        staged = self._graph.stage_layer(
+            cast(BinaryIO, reader), expected=diff_id, limits=self._budget(blob)
+        )
         ticket.wait(job.cancellation)
         return self._graph.place_layer(staged, parent)
+
+    def _budget(self, blob: Descriptor) -> Budget:
+        """What a layer may unpack to: what deflate can make of it (1032 to 1), or a GiB."""
+        likely = max(blob.size * MOST_DEFLATED, 1 << 30)
+        return Budget(size=min(likely, self._settings.limits.unpacked))
 
     def _download(self, job: Job[GrowingFile], blob: Descriptor, client: RegistryClient) -> None:
         arrival = job.value
@@ -362,6 +372,8 @@ class Puller:
                 lambda _seconds: job.tell(Event(blob.short, say.RETRYING)),
             )
         except BaseException as failure:
+            if not arrival.there:
+                discard(arrival.path)
             arrival.failed(failure)
             raise
         job.tell(Event(blob.short, say.DOWNLOADED, blob.size, blob.size))

@@ -60,9 +60,13 @@ class Registries:
         self._names = names
         self._transport = Transport(settings)
         self.origins = Origins(root, flusher, graph.exists)
-        kept = KeptBlobs(root, graph)
+        self._blobs = kept = KeptBlobs(root, graph)
         self._puller = Puller(root, graph, self.origins, settings, kept.keep)
         self._pusher = Pusher(root, graph, self.origins, settings, kept.stream, kept.blob)
+
+    def sweep(self) -> None:
+        """Forget what was only kept for images that are gone."""
+        self._blobs.sweep(self.origins.digests_kept())
 
     def close(self) -> None:
         """Give up what goes on, and hang up."""

@@ -183,6 +183,7 @@ class Response:
         self._transport = transport
         self._connection = connection
         self._answer = answer
+        self._reader = cast(io.BufferedReader, answer.fp)
         self._cancellation = cancellation
         self._waker = cancellation.add(connection.wake)
         self._closed = False
@@ -202,17 +203,32 @@ class Response:
         return str(self.headers.get(name, ""))
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer as far as the body goes. Broken when it ends too early; Cancelled."""
+        """Take what has come of the body, 0 at its end. Broken when it ends early; Cancelled."""
         try:
-            count = self._answer.readinto(buffer)
+            count = self._read_some(buffer)
         except (OSError, http.client.HTTPException, ValueError) as failure:
             self._cancellation.check()
             raise Broken(f"{shown(self.url)}: {reason(failure)}", sent=True) from failure
-        if count < len(buffer):
+        if not count and len(buffer):
             self._cancellation.check()
             left = self._answer.length
             if left:
                 raise Broken(f"{shown(self.url)}: the answer ended {left} bytes early", sent=True)
+        return count
+
+    def _read_some(self, buffer: memoryview) -> int:
+        """At most one system call, so that what came before a drop is not lost."""
+        answer = self._answer
+        if answer.isclosed():
+            return 0
+        if answer.chunked:
+            piece = answer.read1(len(buffer))
+            buffer[: len(piece)] = piece
+            return len(piece)
+        wanted = len(buffer) if answer.length is None else min(len(buffer), answer.length)
+        count = self._reader.readinto1(buffer[:wanted]) if wanted else 0
+        if answer.length is not None:
+            answer.length -= count
         return count
 
     def read(self, limit: int) -> bytes:
