@@ -349,9 +349,13 @@ class Puller:
 
         meter = Meter(job.tell, blob.short, say.EXTRACTING, blob.size)
         reader = GrowingReader(arrival, job.cancellation, report)
-        staged = self._graph.stage_layer(
-            cast(BinaryIO, reader), expected=diff_id, limits=self._budget(blob)
-        )
+        try:
+            staged = self._graph.stage_layer(
+                cast(BinaryIO, reader), expected=diff_id, limits=self._budget(blob)
+            )
+        except BadArchive:
+            ticket.wait(job.cancellation)  # a blob that is not the right one is the reason then
+            raise
         ticket.wait(job.cancellation)
         return self._graph.place_layer(staged, parent)
 

@@ -183,7 +183,7 @@ class Response:
         self._transport = transport
         self._connection = connection
         self._answer = answer
-        self._reader = cast(io.BufferedReader, answer.fp)
+        self._reader = answer.fp
         self._cancellation = cancellation
         self._waker = cancellation.add(connection.wake)
         self._closed = False
