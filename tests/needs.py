@@ -441,6 +441,10 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "debian_root": _found(debian_root_path),
     "cc": _found(lambda: _tool("cc")),
     "tar": _found(lambda: _tool("tar")),
+    "skopeo": _found(lambda: _tool("skopeo")),
+    "podman": _found(lambda: _tool("podman")),
+    "umoci": _found(lambda: _tool("umoci")),
+    "dockerd": _found(lambda: _tool("dockerd")),
     "nft": _run_tool("nft", "list", "tables"),
     "ip": _run_tool("ip", "link", "show", "lo"),
 }

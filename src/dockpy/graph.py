@@ -219,7 +219,8 @@ class Graph:
         """Unpack a layer beside its place; any number of threads may.
 
         `expected`: the diff id it must have (hex). `limits`: what it may ask for. Nothing is left
-        on failure. Not flushed. Raises what `archive.extract` raises, and BadArchive when the content is another.
+        on failure. Not flushed. Raises what `archive.extract` raises, and BadArchive when the
+        content is another.
         """
         with self._temporary(self._layers_directory) as directory:
             with opened(directory / SKELETON, os.O_WRONLY | os.O_CREAT) as kept:

@@ -1,0 +1,347 @@
+"""Images written to an archive and read again, by us and by the tools that people have."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from dockpy.errors import BadArchive, DockpyError
+from dockpy.graph import Graph
+from dockpy.image_archive.loading import Loaded, load
+from dockpy.image_archive.saving import Selected, save
+from dockpy.model import Config, Image
+from dockpy.records import Flusher, Trash
+from reference.tarblocks import END, file, header
+
+pytestmark = pytest.mark.needs("root")
+
+
+@pytest.fixture
+def graphs(tmp_path: Path) -> Iterator[Callable[[], Graph]]:
+    """Makes stores that share nothing."""
+    with contextlib.ExitStack() as opened:
+
+        def make() -> Graph:
+            root = tmp_path / f"store{len(os.listdir(tmp_path))}"
+            root.mkdir()
+            flusher = Flusher()
+            opened.callback(flusher.close)
+            trash = Trash(root)
+            opened.callback(trash.close)
+            return Graph(root, flusher, trash)
+
+        yield make
+
+
+def layer(*files: bytes) -> bytes:
+    return header(b"./", b"5", mode=0o755) + b"".join(file(*one.split(b"=")) for one in files) + END
+
+
+def image(graph: Graph, *layers: bytes, **config: object) -> Image:
+    placed = []
+    for data in layers:
+        parent = placed[-1].chain_id if placed else ""
+        placed.append(graph.register_layer(io.BytesIO(data), parent=parent))
+    return graph.create(placed, Config(**config), comment="made here")  # type: ignore[arg-type]
+
+
+def saved(graph: Graph, *selected: Selected) -> bytes:
+    reader = os.memfd_create("archive")
+    try:
+        save(graph, selected, reader)
+        size = os.lseek(reader, 0, os.SEEK_CUR)
+        return os.pread(reader, size, 0)
+    finally:
+        os.close(reader)
+
+
+def loaded(graph: Graph, data: bytes) -> list[Loaded]:
+    return load(graph, io.BytesIO(data))
+
+
+def content(graph: Graph, of: Image, name: str) -> bytes:
+    for place in graph.lower_directories(of):
+        with contextlib.suppress(FileNotFoundError):
+            return (place / name).read_bytes()
+    raise AssertionError(f"no {name}")
+
+
+def left_in(graph: Graph) -> list[str]:
+    places = (graph._images_directory, graph._layers_directory)
+    return sorted(name for place in places for name in os.listdir(place))
+
+
+# -- ours to ours ------------------------------------------------------------------------------
+
+
+def test_what_was_saved_is_loaded_with_ids_names_and_files(graphs: Callable[[], Graph]) -> None:
+    first, second = graphs(), graphs()
+    base = image(first, layer(b"a=1"), cmd=("/a",))
+    top = image(first, layer(b"a=1"), layer(b"b=2", b".wh.a="), env=("X=1",))
+    data = saved(
+        first, Selected(base, ("base:latest",)), Selected(top, ("top:1", "host:5000/top:2"))
+    )
+    found = loaded(second, data)
+    assert [(one.image.id, one.names) for one in found] == [
+        (base.id, ("base:latest",)),
+        (top.id, ("top:1", "host:5000/top:2")),
+    ]
+    assert content(second, found[0].image, "a") == b"1"
+    assert content(second, found[1].image, "b") == b"2"
+    assert len(os.listdir(second._layers_directory)) == 2  # shared
+    assert found[1].image.config.env == ("X=1",)
+
+
+def test_the_same_images_give_the_same_bytes(graphs: Callable[[], Graph]) -> None:
+    first, second = graphs(), graphs()
+    made = image(first, layer(b"a=1"), layer(b"c=3"))
+    data = saved(first, Selected(made, ("x:1",)))
+    again = loaded(second, data)[0].image
+    assert saved(second, Selected(again, ("x:1",))) == data
+
+
+def test_an_image_without_a_name_is_loaded_by_its_id(graphs: Callable[[], Graph]) -> None:
+    made = image(first := graphs(), layer(b"a=1"))
+    found = loaded(graphs(), saved(first, Selected(made, ())))
+    assert [(one.image.id, one.names) for one in found] == [(made.id, ())]
+
+
+def test_loading_what_is_there_changes_nothing(graphs: Callable[[], Graph]) -> None:
+    graph = graphs()
+    made = image(graph, layer(b"a=1"), layer(b"b=2"))
+    before = left_in(graph)
+    assert loaded(graph, saved(graph, Selected(made, ("x:1",))))[0].image.id == made.id
+    assert left_in(graph) == before
+
+
+@pytest.mark.parametrize("pack", [["gzip"], ["xz", "-T1"], ["zstd", "-q"]], ids=lambda one: one[0])
+def test_compressed_archives_are_read(graphs: Callable[[], Graph], pack: Sequence[str]) -> None:
+    made = image(first := graphs(), layer(b"a=1"))
+    data = saved(first, Selected(made, ("x:1",)))
+    if not any(os.access(f"{place}/{pack[0]}", os.X_OK) for place in ("/bin", "/usr/bin")):
+        pytest.skip(f"{pack[0]} is not installed")
+    packed = subprocess.run([*pack, "-c"], input=data, capture_output=True, check=True).stdout
+    assert loaded(graphs(), packed)[0].image.id == made.id
+
+
+def test_five_hundred_layers(graphs: Callable[[], Graph]) -> None:
+    first, second = graphs(), graphs()
+    made = image(first, *(layer(b"n=%d" % number) for number in range(500)))
+    found = loaded(second, saved(first, Selected(made, ("deep:1",))))
+    assert len(found[0].image.layers) == 500
+    assert content(second, found[0].image, "n") == b"499"
+
+
+# -- hostile archives --------------------------------------------------------------------------
+
+
+def archive(**members: bytes | str) -> bytes:
+    """A tar; a text is the target of a symbolic link."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as one:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, str):
+                info.type, info.linkname = tarfile.SYMTYPE, data
+                one.addfile(info)
+            else:
+                info.size = len(data)
+                one.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def docker(config: str = "config", layers: Sequence[str] = ("layer",)) -> bytes:
+    return json.dumps([{"Config": config, "RepoTags": ["x:1"], "Layers": layers}]).encode()
+
+
+LAYER = layer(b"a=1")
+DIFF_ID = "sha256:" + hashlib.sha256(LAYER).hexdigest()
+
+
+def config(*diff_ids: str) -> bytes:
+    return json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
+        }
+    ).encode()
+
+
+GOOD = {"manifest.json": docker(), "config": config(DIFF_ID), "layer": LAYER}
+HOSTILE: dict[str, dict[str, bytes | str]] = {
+    "nothing": {"x": b"1"},
+    "empty list": {"manifest.json": b"[]"},
+    "no json": {"manifest.json": b"{"},
+    "deep json": {"manifest.json": b"[" * 100_000},
+    "no object": {"manifest.json": b"[1]"},
+    "huge manifest": {**GOOD, "manifest.json": b" " * (5 << 20) + docker()},
+    "missing config": {**GOOD, "manifest.json": docker(config="absent")},
+    "missing layer": {**GOOD, "manifest.json": docker(layers=["absent"])},
+    "too few layers": {**GOOD, "manifest.json": docker(layers=[])},
+    "another layer": {**GOOD, "layer": layer(b"a=2")},
+    "layer is no tar": {**GOOD, "layer": b"x" * 2000},
+    "config is a link to the host": {**GOOD, "config": "/etc/hostname"},
+    "layer is a link to the host": {**GOOD, "layer": "../../../../../../etc/passwd"},
+    "layer is a link to itself": {**GOOD, "layer": "layer"},
+    "path to the host": {**GOOD, "manifest.json": docker(layers=["../../../../../etc/passwd"])},
+    "nul in a path": {**GOOD, "manifest.json": docker(layers=["layer\0"])},
+    "bad diff id": {**GOOD, "config": config("sha256:../../x")},
+    "index without end": {
+        "index.json": (
+            loop := json.dumps(
+                {
+                    "manifests": [
+                        {
+                            "mediaType": "application/vnd.oci.image.index.v1+json",
+                            "digest": "sha256:" + "0" * 64,
+                        }
+                    ]
+                }
+            ).encode()
+        ),
+        "blobs/sha256/" + "0" * 64: loop,
+    },
+    "digest that lies": {
+        "index.json": json.dumps(
+            {
+                "manifests": [
+                    {
+                        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                        "digest": "sha256:" + "1" * 64,
+                    }
+                ]
+            }
+        ).encode(),
+        "blobs/sha256/" + "1" * 64: b"{}",
+    },
+}
+
+
+def test_the_good_twin_of_the_hostile_ones_is_read(graphs: Callable[[], Graph]) -> None:
+    assert loaded(graphs(), archive(**GOOD))[0].names == ("x:1",)
+
+
+@pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_archive_is_one_clear_error_and_leaves_nothing(
+    graphs: Callable[[], Graph], members: dict[str, bytes | str]
+) -> None:
+    graph = graphs()
+    with pytest.raises(DockpyError) as caught:
+        loaded(graph, archive(**members))
+    assert isinstance(caught.value, BadArchive)
+    assert "\n" not in str(caught.value)
+    assert left_in(graph) == []
+
+
+def test_a_truncated_archive_leaves_nothing(graphs: Callable[[], Graph]) -> None:
+    graph = graphs()
+    data = archive(**GOOD)
+    for cut in range(512, len(data.rstrip(b"\0")), 512):
+        with pytest.raises(BadArchive):
+            loaded(graph, data[: cut - 1])
+        assert left_in(graph) == []
+
+
+def test_an_image_that_fails_leaves_those_before_it(graphs: Callable[[], Graph]) -> None:
+    graph = graphs()
+    manifest = json.loads(docker()) + json.loads(docker(config="absent"))
+    with pytest.raises(BadArchive):
+        loaded(graph, archive(**{**GOOD, "manifest.json": json.dumps(manifest).encode()}))
+    assert len(graph.all()) == 1
+
+
+# -- with other tools --------------------------------------------------------------------------
+
+
+def tool(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]
+    return done.stdout
+
+
+SKOPEO = ("skopeo", "--insecure-policy", "copy")
+
+
+@pytest.mark.needs("skopeo")
+@pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
+def test_skopeo_reads_ours_and_we_read_what_it_writes(
+    graphs: Callable[[], Graph], tmp_path: Path, kind: str
+) -> None:
+    first = graphs()
+    made = image(first, layer(b"a=1"), layer(b"b=2"), cmd=("/run",))
+    (tmp_path / "ours.tar").write_bytes(saved(first, Selected(made, ("some/name:1",))))
+    out = tmp_path / "theirs.tar"
+    tool(*SKOPEO, f"docker-archive:{tmp_path}/ours.tar:some/name:1", f"{kind}:{out}:some/name:2")
+    graph = graphs()
+    found = loaded(graph, out.read_bytes())[0].image
+    assert found.diff_ids == made.diff_ids
+    assert found.config.cmd == ("/run",)
+    assert content(graph, found, "b") == b"2"
+    if kind == "docker-archive":
+        assert found.id == made.id
+
+
+@pytest.mark.needs("skopeo")
+def test_our_archive_is_an_oci_layout_too(graphs: Callable[[], Graph], tmp_path: Path) -> None:
+    made = image(first := graphs(), layer(b"a=1"))
+    (tmp_path / "ours.tar").write_bytes(saved(first, Selected(made, ("name:one",))))
+    out = tmp_path / "theirs.tar"
+    tool(*SKOPEO, f"oci-archive:{tmp_path}/ours.tar:one", f"docker-archive:{out}:name:two")
+    assert loaded(graphs(), out.read_bytes())[0].image.diff_ids == made.diff_ids
+
+
+@pytest.mark.needs("podman")
+def test_podman_loads_ours_and_we_load_what_it_saves(
+    graphs: Callable[[], Graph], tmp_path: Path, short_run: Callable[[], Path]
+) -> None:
+    first = graphs()
+    made = image(first, layer(b"a=1"), layer(b"b=2"), cmd=("/run",))
+    (tmp_path / "ours.tar").write_bytes(saved(first, Selected(made, ("name:1",))))
+    podman = ["podman", "--root", f"{tmp_path}/data", "--runroot", str(short_run())]
+    podman += ["--storage-driver", "vfs"]
+    try:
+        tool(*podman, "load", "-q", "-i", f"{tmp_path}/ours.tar")
+        listed = tool(
+            *podman, "images", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"
+        )
+        assert listed.split() == [f"sha256:{made.id}", "localhost/name:1"]
+        for form in ("docker-archive", "oci-archive"):
+            out = tmp_path / form
+            tool(*podman, "save", "-q", "--format", form, "-o", str(out), "localhost/name:1")
+            found = loaded(graphs(), out.read_bytes())[0]
+            assert found.image.diff_ids == made.diff_ids
+            assert found.names == ("localhost/name:1",)
+    finally:
+        subprocess.run([*podman, "rmi", "-af"], capture_output=True, check=False, timeout=60)
+
+
+@pytest.mark.needs("skopeo", "umoci")
+def test_what_umoci_repacks_is_read(graphs: Callable[[], Graph], tmp_path: Path) -> None:
+    made = image(first := graphs(), layer(b"a=1"))
+    (tmp_path / "ours.tar").write_bytes(saved(first, Selected(made, ("name:1",))))
+    place = tmp_path / "layout"
+    tool(*SKOPEO, f"docker-archive:{tmp_path}/ours.tar:name:1", f"oci:{place}:one")
+    tool("umoci", "unpack", "--image", f"{place}:one", str(tmp_path / "bundle"))
+    (tmp_path / "bundle" / "rootfs" / "new").write_text("n")
+    tool("umoci", "repack", "--image", f"{place}:two", str(tmp_path / "bundle"))
+    tool("umoci", "rm", "--image", f"{place}:one")
+    packed = tool_bytes("tar", "-C", str(place), "-cf", "-", ".")
+    graph = graphs()
+    found = loaded(graph, packed)[0].image
+    assert content(graph, found, "a") == b"1"
+    assert content(graph, found, "new") == b"n"
+
+
+def tool_bytes(*command: str) -> bytes:
+    return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
