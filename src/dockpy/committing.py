@@ -7,7 +7,6 @@ one pass, nothing on the disk but the layer. The container's files are only read
 from __future__ import annotations
 
 import os
-import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -25,9 +24,11 @@ from dockpy.packing import pack_layer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """What is said about the new image. `config`: what its containers get when nothing is said."""
+    """What is said about the new image. `config`: what its containers get when nothing is said;
+    `command`: what ran in the container that it is made of."""
 
     config: Config
+    command: tuple[str, ...] = ()
     comment: str = ""
     author: str = ""
     container: str = ""
@@ -42,7 +43,7 @@ def commit(graph: Graph, base: Image, staged: StagedLayer, said: Commit) -> Imag
         before = image_config.parse(graph.configuration(base)).history
         entry = HistoryEntry(
             created=made,
-            created_by=shlex.join((*(said.config.entrypoint or ()), *said.config.cmd)),
+            created_by=" ".join(said.command),
             author=said.author,
             comment=said.comment,
         )

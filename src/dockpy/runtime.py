@@ -306,6 +306,7 @@ class Runtime:
             staged = stage_upper(self.graph, container.directory / "upper")
         said = Commit(
             config=config or container.config,
+            command=command(container.config),
             comment=comment,
             author=author,
             container=container.id,
