@@ -58,8 +58,13 @@ def launch(
 
 
 def await_turn(lock: int, reach: Callable[[], Connection]) -> Connection | None:
-    """None once the lock is ours and there is still no daemon."""
+    """None once the lock is ours and there is still no daemon.
+
+    Asks less and less often: fifty clients that ask all the time leave a slow machine none for the
+    daemon.
+    """
     deadline = time.monotonic() + TURN
+    pause = 0.01
     while True:
         ours = True
         try:
@@ -72,7 +77,8 @@ def await_turn(lock: int, reach: Callable[[], Connection]) -> Connection | None:
             return None
         if time.monotonic() > deadline:
             raise CannotLaunch("another client is starting the daemon and does not get ahead")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(0.2, pause * 1.3)
 
 
 def start(
