@@ -716,7 +716,13 @@ cdef int pivot(Context *context) noexcept nogil:
 
 cdef int enter_container(Context *context, const Step *step) noexcept nogil:
     # The pid namespace is the parent's doing: it only counts for processes that are made later.
+    # setns(2) leads to the root of the mount namespace, which is the container's only where nothing
+    # lies beneath (an initramfs that was left by chroot does): the process's own root is told.
     cdef int err = result(call(SYS_setns, context.slots[step.a], step.n))
+    if err == 0:
+        err = result(call(SYS_fchdir, context.slots[step.b]))
+    if err == 0:
+        err = result(call(SYS_chroot, b"."))
     if err == 0:
         context.root = <int> call(SYS_openat, AT_FDCWD, b"/", O_PATH | O_DIRECTORY | O_CLOEXEC)
         err = 0 if context.root >= 0 else -context.root
@@ -1101,6 +1107,8 @@ cdef const char *check_step(const Step *step, const char *arena, uint32_t size, 
         return b"no such slot"
     if step.op == OP_UNSHARE and step.n != CLONE_NEWCGROUP:
         return b"unknown namespace"
+    if step.op == OP_ENTER and not 0 <= step.b < slots:
+        return b"no such slot"
     if step.op == OP_ENTER and step.n & ~<int64_t> ENTERED != 0:
         return b"unknown namespace"
     if step.op == OP_MOUNT and (step.a < 0 or not texts_fit(arena, size, step.s3, 2 * <int64_t> step.a)):

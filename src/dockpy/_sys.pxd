@@ -62,6 +62,7 @@ cdef extern from "<sys/syscall.h>" nogil:
         SYS_bpf
         SYS_capset
         SYS_chdir
+        SYS_chroot
         SYS_clone3
         SYS_close
         SYS_close_range

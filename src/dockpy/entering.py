@@ -53,7 +53,7 @@ def enter(
     with Pile() as pile:
         root = pile.add(root_of(entry.run))
         identity = identify(config.user, root)
-        slots = [pile.add(os.dup(entry.run.pidfd))]
+        slots = [pile.add(os.dup(entry.run.pidfd)), root]
 
         def slot(descriptor: int) -> int | None:
             if descriptor < 0:
@@ -62,7 +62,7 @@ def enter(
             return len(slots) - 1
 
         join = entry.cgroup.join()
-        tasks = tuple(range(1, 1 + len(join.tasks)))
+        tasks = tuple(range(len(slots), len(slots) + len(join.tasks)))
         slots += [pile.add(descriptor) for descriptor in join.tasks]
         directory = -1 if join.directory is None else pile.add(join.directory)
         theirs, ours = streams_in(pile, config, root)
@@ -72,6 +72,7 @@ def enter(
         plan = enter_plan(
             EnterSpec(
                 container_slot=0,
+                root_slot=1,
                 own_memory=entry.watched or bool(inside & tracers),
                 argv=command(config),
                 env=environment(config, entry.hostname, identity.home),

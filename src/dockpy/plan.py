@@ -98,16 +98,16 @@ class Plan:
     def join_namespace(self, slot: int, kind: int) -> None:
         self._add("join namespace", "setns", a=slot, n=kind)
 
-    def enter(self, slot: int, *, own_memory: bool = False) -> None:
-        """Enter the namespaces of the process behind a pidfd; the program will be a child in its
-        pid namespace.
+    def enter(self, slot: int, root: int, *, own_memory: bool = False) -> None:
+        """Enter the namespaces of the process behind a pidfd and its root directory; the program
+        will be a child in its pid namespace.
 
         `own_memory`: the child gets a copy of the caller's memory instead of sharing it until exec,
         so that a process in there that may trace others finds nothing of the caller's.
         Source: setns(2), pid_namespaces(7), ptrace(2).
         """
         kinds = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWCGROUP
-        self._add("enter container", "enter", a=slot, n=kinds, m=own_memory)
+        self._add("enter container", "enter", a=slot, b=root, n=kinds, m=own_memory)
 
     def loopback(self) -> None:
         """Bring `lo` up."""

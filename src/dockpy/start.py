@@ -109,12 +109,14 @@ class Program:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnterSpec(Program):
-    """One more program in a container that runs: `container_slot` is the pidfd of its first.
+    """One more program in a container that runs: `container_slot` is the pidfd of its first, and
+    `root_slot` that one's root directory.
 
     `own_memory`: a process in there may trace others, see `Plan.enter`.
     """
 
     container_slot: int
+    root_slot: int
     own_memory: bool
 
 
@@ -233,7 +235,7 @@ def enter_plan(spec: EnterSpec) -> Plan:
     plan = Plan()
     for slot in spec.cgroup_tasks_slots:
         plan.join_cgroup(slot)
-    plan.enter(spec.container_slot, own_memory=spec.own_memory)
+    plan.enter(spec.container_slot, spec.root_slot, own_memory=spec.own_memory)
     if spec.oom_score_adj:
         plan.write_file("proc/self/oom_score_adj", str(spec.oom_score_adj))
     plan.session()
