@@ -238,6 +238,9 @@ class FakeRegistries:
     def push_repository(self, name: str, *_: object, **_options: object) -> list[Pushed]:
         raise RegistryError("cannot reach the registry")
 
+    def sweep(self) -> None:
+        pass
+
     def login(self, registry: str, *_: object) -> str:
         raise RegistryError("cannot reach the registry")
 

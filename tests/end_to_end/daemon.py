@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from end_to_end.client import Client, eventually
@@ -52,10 +52,13 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running_daemon(root: Path, run: Path, archive: Path) -> Iterator[Daemon]:
+def running_daemon(
+    root: Path, run: Path, archive: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Daemon]:
     """A daemon with the tiny image as `base`; ended, and everything of it removed."""
     root.mkdir(parents=True, exist_ok=True)
     daemon = Daemon(Client(root, run), root.with_suffix(".daemon-log"))
+    daemon.client.environment.update(environment or {})
     try:
         daemon.start()
         daemon.client.ok("import", str(archive), "base")

@@ -262,6 +262,7 @@ def remove(engine: Engine, name: str, force: bool) -> list[str]:
     for label in labels:
         untag(engine, label)
     engine.graph.delete(image.id)
+    engine.registries.sweep()
     return [*(f"Untagged: {label}" for label in labels), f"Deleted: sha256:{image.id}"]
 
 

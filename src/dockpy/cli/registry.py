@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import termios
+import time
 from collections.abc import Sequence
 
 from dockpy.cli.command import Operand, Option, Switch, command
@@ -20,6 +22,8 @@ from dockpy.registry.progress import Listener
 from dockpy.registry.pull import Pulled
 from dockpy.registry.push import Pushed
 
+ECHO_SECONDS = 5.0
+"""How long the client may take to switch its terminal's echo off."""
 PASSWORD_LIMIT = 64 << 10
 """Bytes; identity tokens are long."""
 
@@ -176,16 +180,29 @@ def prompt(session: Session, text: str, *, hidden: bool = False) -> str:
     """A line the caller types. UsageError without a terminal, Interrupted by Ctrl-C."""
     if not session.stdin_tty:
         raise UsageError("stdin is no terminal; give --username and --password-stdin")
-    session.write(text)
-    session.takes_stdin()
     if hidden:
         session.set_raw(True)
+        await_silence(session)
+    session.write(text)
+    session.takes_stdin()
     try:
         return read_line(session, raw=hidden)
     finally:
         if hidden:
+            session.write("\r\n")
             session.set_raw(False)
-            session.write("\n")
+
+
+def await_silence(session: Session) -> None:
+    """Wait until the caller's terminal does not show what is typed any more. RequestError."""
+    deadline = time.monotonic() + ECHO_SECONDS
+    while session.stdout >= 0 and os.isatty(session.stdout):
+        with contextlib.suppress(termios.error):
+            if not termios.tcgetattr(session.stdout)[3] & termios.ECHO:
+                return
+        if time.monotonic() > deadline:
+            raise RequestError("the terminal would show the password; use --password-stdin")
+        time.sleep(0.005)
 
 
 def read_line(session: Session, *, raw: bool) -> str:

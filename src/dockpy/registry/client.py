@@ -174,9 +174,10 @@ class RegistryClient:
                 else:
                     raise self.refusal(response)
 
-    def location(self, response: Response) -> str:
-        """Where an answer sends us. RegistryError also for a step down from TLS."""
-        text = response.header("Location")
+    def location(self, response: Response, named: str = "") -> str:
+        """Where an answer sends us: its Location, or what it named. RegistryError also for a step
+        down from TLS."""
+        text = named or response.header("Location")
         if not text:
             raise RegistryError(f"{shown(response.url)}: a redirection without a target")
         target = urljoin(response.url, text)

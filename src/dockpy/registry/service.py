@@ -7,10 +7,11 @@ function of the registry's host, tells its progress to a listener, and ends at o
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from dockpy.errors import NoSuchImage, NotInRegistry, RegistryError, Unauthorized, UsageError
 from dockpy.graph import Graph
@@ -31,6 +32,9 @@ from dockpy.registry.push import Pushed, Pusher, plan, scopes
 from dockpy.registry.settings import RegistrySettings
 from dockpy.registry.transport import Broken, Transport
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class Names(Protocol):
     """What is needed of the store of names."""
@@ -49,6 +53,19 @@ def silent(_event: Event) -> None:
     """Nobody listens."""
 
 
+def talking(
+    method: Callable[Concatenate[Registries, P], T],
+) -> Callable[Concatenate[Registries, P], T]:
+    """Connections are kept while the method runs."""
+
+    @functools.wraps(method)
+    def wrapped(self: Registries, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.transport.in_use():
+            return method(self, *args, **kwargs)
+
+    return wrapped
+
+
 class Registries:
     """What one engine does with registries. Thread-safe."""
 
@@ -58,7 +75,7 @@ class Registries:
         self.settings = settings
         self._graph = graph
         self._names = names
-        self._transport = Transport(settings)
+        self.transport = Transport(settings)
         self.origins = Origins(root, flusher, graph.exists)
         self._blobs = kept = KeptBlobs(root, graph)
         self._puller = Puller(root, graph, self.origins, settings, kept.keep)
@@ -71,10 +88,11 @@ class Registries:
     def close(self) -> None:
         """Give up what goes on, and hang up."""
         self._puller.close()
-        self._transport.close()
+        self.transport.close()
 
     # -- looking -------------------------------------------------------------------------------
 
+    @talking
     def lookup_remote_image(
         self,
         name: str,
@@ -93,6 +111,7 @@ class Registries:
                 continue
         return None
 
+    @talking
     def lookup_remote_repository(
         self,
         name: str,
@@ -121,6 +140,7 @@ class Registries:
 
     # -- pulling -------------------------------------------------------------------------------
 
+    @talking
     def pull_image(
         self,
         name: str,
@@ -163,6 +183,7 @@ class Registries:
         listener(Event("", f"Status: {done} {remote.familiar}"))
         return Pulled(image, remote.familiar, found.digest, new)
 
+    @talking
     def pull_repository(
         self,
         name: str,
@@ -190,6 +211,7 @@ class Registries:
 
     # -- pushing -------------------------------------------------------------------------------
 
+    @talking
     def push_image(
         self,
         name: str,
@@ -227,6 +249,7 @@ class Registries:
         listener(Event("", f"{tag}: digest: {pushed.digest} size: {pushed.size}"))
         return pushed
 
+    @talking
     def push_repository(
         self,
         name: str,
@@ -251,6 +274,7 @@ class Registries:
 
     # -- who we are ----------------------------------------------------------------------------
 
+    @talking
     def login(
         self, registry: str, credentials: Credentials, cancellation: Cancellation | None = None
     ) -> str:
@@ -292,12 +316,12 @@ class Registries:
         also: Sequence[str] = (),
     ) -> RegistryClient:
         host = endpoint.address if endpoint.mirror else endpoint.host
-        authorizer = Authorizer(host, credentials(host), self._transport, self.settings)
+        authorizer = Authorizer(host, credentials(host), self.transport, self.settings)
         client = RegistryClient(
             endpoint,
             path,
             authorizer,
-            self._transport,
+            self.transport,
             self.settings,
             cancellation,
             actions=actions,
@@ -320,8 +344,7 @@ def tags_of(client: RegistryClient) -> Iterator[str]:
             data = response.read(limits.answer)
             link = response.header("Link")
             if link:
-                response.headers["Location"] = link.partition("<")[2].partition(">")[0]
-                url = client.location(response)
+                url = client.location(response, link.partition("<")[2].partition(">")[0])
         try:
             listed = json.loads(data).get("tags") or []
             tags = [check_tag(one) for one in listed]

@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -268,7 +268,22 @@ class Transport:
         self._settings = settings
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
-        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._users = 0
+        self._contexts: dict[tuple[str, bool], tuple[object, ssl.SSLContext]] = {}
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Connections are kept between requests while anybody is inside."""
+        with self._lock:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = not self._users
+            if last:
+                self.close()
 
     def close(self) -> None:
         """Close the connections nobody uses."""
@@ -363,8 +378,9 @@ class Transport:
         connection.idle_since = time.monotonic()
         with self._lock:
             self._idle.append(connection)
-            surplus = self._idle[:-IDLE_CONNECTIONS]
-            del self._idle[:-IDLE_CONNECTIONS]
+            room = IDLE_CONNECTIONS if self._users else 0
+            surplus = self._idle[: max(len(self._idle) - room, 0)]
+            del self._idle[: len(surplus)]
         for one in surplus:
             one.close()
 
@@ -401,13 +417,16 @@ class Transport:
         return _Connection(origin, sock, proxy if context is None else None, patience)
 
     def _context(self, origin: Origin, verify: bool) -> ssl.SSLContext:
+        directories = self._settings.certificates
         key = (origin.address, verify)
+        state = state_of(origin.address, directories)
         with self._lock:
-            context = self._contexts.get(key)
-        if context is None:
-            context = make_context(origin.address, verify, self._settings.certificates)
-            with self._lock:
-                self._contexts[key] = context
+            known = self._contexts.get(key)
+        if known is not None and known[0] == state:
+            return known[1]
+        context = make_context(origin.address, verify, directories)
+        with self._lock:
+            self._contexts[key] = state, context
         return context
 
 
@@ -555,6 +574,15 @@ def make_context(address: str, verify: bool, directories: tuple[str, ...]) -> ss
             except (OSError, ValueError) as failure:
                 raise RequestError(f"{path}: not a usable certificate: {failure}") from failure
     return context
+
+
+def state_of(address: str, directories: Sequence[str]) -> object:
+    """What changes when somebody changes a registry's certificates."""
+    found = []
+    for directory in directories:
+        with contextlib.suppress(OSError), os.scandir(f"{directory}/{address}") as entries:
+            found += sorted((one.path, one.stat().st_mtime_ns) for one in entries)
+    return found
 
 
 def _no_password() -> str:
