@@ -730,43 +730,50 @@ class Runtime:
 
     def _load(self) -> None:
         """Read every container's record; torn ones are named and set aside."""
-        for directory in sorted((self.root / "containers").iterdir()):
-            path = directory / "config.json"
-            if not path.exists():
-                path = self.run / "containers" / directory.name / "config.json"
-            if not path.exists():
-                if not list(directory.glob("config.json.*")):
-                    self._trash.discard(directory)  # a create that never finished
-                continue
+        # Texts, not paths, and one look into each directory: there may be ten thousand.
+        containers = f"{self.root}/containers"
+        disposable = set(os.listdir(self.run / "containers"))
+        for name in sorted(os.listdir(containers)):
+            directory = f"{containers}/{name}"
             try:
-                record = parse_record(path, directory.name)
+                found = os.listdir(directory)
+            except NotADirectoryError:
+                continue  # not ours
+            path = f"{directory}/config.json"
+            if "config.json" not in found:
+                path = f"{self.run}/containers/{name}/config.json"
+                if name not in disposable or not os.path.exists(path):
+                    if not any(one.startswith("config.json.") for one in found):
+                        self._trash.discard(Path(directory))  # a create that never finished
+                    continue
+            try:
+                record = parse_record(path, name)
             except TornRecord as torn:
-                self._warn(f"{torn}; set aside as {set_aside(path).name}")
+                self._warn(f"{torn}; set aside as {set_aside(Path(path)).name}")
                 continue
-            for unfinished in directory.glob(f"{TEMPORARY}*"):
-                unfinished.unlink()
-            container = Container(self, record, self._last_state(record.id, directory))
-            self._containers[record.id] = container
-            self._ids.add(record.id)
-        for directory in (self.run / "containers").iterdir():
-            if directory.name not in self._containers:
-                remove_files(directory, keep=())
+            for one in found:
+                if one.startswith(TEMPORARY):
+                    os.unlink(f"{directory}/{one}")
+            state = self._last_state(name, directory, written="state.json" in found)
+            self._containers[name] = Container(self, record, state)
+            self._ids.add(name)
+        for name in disposable - self._containers.keys():
+            remove_files(self.run / "containers" / name, keep=())
 
-    def _last_state(self, identifier: str, directory: Path) -> State:
-        path = directory / "state.json"
-        written_at = 0
+    def _last_state(self, identifier: str, directory: str, *, written: bool) -> State:
+        path = f"{directory}/state.json"
+        state, written_at = State(), 0
         try:
-            written_at = path.stat().st_mtime_ns
-            values = read_json(path)
-            state = State(**(values | {"status": Status(values["status"])}))
-        except FileNotFoundError:
-            state = State()
+            if written:
+                written_at = os.stat(path).st_mtime_ns
+                values = read_json(path)
+                state = State(**(values | {"status": Status(values["status"])}))
         except (TornRecord, OSError, TypeError, ValueError, KeyError) as error:
-            self._warn(f"{path}: {error}; set aside as {set_aside(path).name}")
+            self._warn(f"{path}: {error}; set aside as {set_aside(Path(path)).name}")
             state, written_at = State(), 0
         try:
             # The kernel makes this directory when the root is mounted, that is at each start.
-            mounted_at = (directory / "work" / "work").stat().st_mtime_ns
+            mounted_at = os.stat(f"{directory}/work/work").st_mtime_ns
         except FileNotFoundError:
             return state
         if mounted_at <= written_at and state.status is not Status.RUNNING:
@@ -800,13 +807,14 @@ class Runtime:
             if name not in running:
                 self._end_orphan(name)
         self._before_mount.clear()
+        with_files = set(os.listdir(self.run / "containers"))
         for container in list(self._containers.values()):
             if container.id in running:
                 continue
             if container.config.auto_remove:
                 self._unregister(container)
                 self._discard(container.record)
-            else:
+            elif container.id in with_files:
                 remove_files(self.run / "containers" / container.id, keep=("config.json",))
         self._name_all()
 
@@ -863,7 +871,7 @@ def is_id(text: str) -> bool:
     return len(digits) == 64 and not set(digits) - set("0123456789abcdef")
 
 
-def parse_record(path: Path, identifier: str) -> Record:
+def parse_record(path: str, identifier: str) -> Record:
     """The record of container `identifier`; TornRecord names the file when it is not one."""
     try:
         values = read_json(path)
