@@ -1,94 +1,55 @@
-"""Images on disk, addressed by content; layers shared between them.
+"""Images on disk, addressed by content.
 
-    <root>/graph/<image id>/{json,meta.json}     json: the OCI configuration, sha256(json) = id
-    <root>/layers/<chain id>/{diff/,skeleton,meta.json}   diff: the unpacked layer; skeleton: the
-                                                 rest of its tar stream, see `dockpy.skeleton`
+    <root>/graph/<image id>/json         the OCI configuration; sha256(json) = id
+    <root>/graph/<image id>/meta.json    what the configuration does not say, and a summary of it
 
-A layer or an image is made under a temporary name beside its place, taken to the disk and renamed,
-so each is there whole or not at all. Deleting takes the image first, then what nobody needs any
-more. What a crash leaves between two steps - temporary directories, layers of no image - is found
-by `check` at start-up. Layers are content: the same diff id on the same parents is the same tree,
-so whiteouts are always read as OCI layers mean them, also in a plain archive.
+An image is made under a temporary name beside its place, taken to the disk and renamed, so it is
+there whole or not at all; so are its layers (`dockpy.layers`). Deleting takes the image first, then
+what nobody needs any more. What a crash leaves between two steps - temporary directories, layers of
+no image - is found by `check` at start-up.
+
+The summary is what a start-up reads, instead of checking every configuration again: ten thousand
+images are then a fraction of a second. Whoever reads a configuration compares it with the id.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import platform
 import re
-import secrets
+import sys
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from dockpy import archive, image_config, packing, skeleton
+from dockpy import archive, image_config
 from dockpy.errors import (
     AmbiguousPrefix,
     BadArchive,
-    KernelError,
     NoSuchImage,
     NotFound,
     RequestError,
     StoreError,
     TornRecord,
 )
-from dockpy.image_config import HistoryEntry, ImageConfig, chain_id, chain_ids
+from dockpy.image_config import HistoryEntry, ImageConfig, chain_ids
+from dockpy.layers import Finding, Layer, LayerStore, StagedLayer, unfinished
 from dockpy.model import Config, Image
 from dockpy.packing import Packed
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.settings import from_json, to_json
 from dockpy.truncindex import TruncIndex
 
-SKELETON = "skeleton"
-NOWHERE = Path(os.devnull)
+__all__ = ["Finding", "Graph", "Layer", "StagedLayer"]
+
 _ID = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """An unpacked layer in its place. `size`: bytes of file data; `stream`: of its tar stream.
-
-    `kept`: placed for an image to come, and not removed before `create`, `register` or `release`.
-    """
-
-    chain_id: str
-    diff_id: str
-    parent: str
-    size: int
-    entries: int
-    stream: int
-    kept: bool = field(default=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StagedLayer:
-    """An unpacked layer that has no place yet."""
-
-    directory: Path
-    diff_id: str
-    size: int
-    entries: int
-    stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something `check` found that should not be there, or is not."""
-
-    path: Path
-    problem: str
-    repair: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.problem}" + (f"; {self.repair}" if self.repair else "")
 
 
 class Graph:
@@ -96,25 +57,25 @@ class Graph:
 
     def __init__(self, root: Path, flusher: Flusher, trash: Trash) -> None:
         """Load the index. Torn images are left out; `check` names them."""
-        self._images_directory = root / "graph"
-        self._layers_directory = root / "layers"
+        self._directory = root / "graph"
         self._flusher = flusher
         self._trash = trash
+        self._layers = LayerStore(root, flusher, trash)
         self._lock = threading.RLock()
         self._images: dict[str, Image] = {}
-        self._index = TruncIndex("image")
         self._torn: dict[Path, StoreError] = {}
-        self._users: Counter[str] = Counter()  # images per layer
-        self._pins: Counter[str] = Counter()  # layers placed for an image to come
-        for directory in (self._images_directory, self._layers_directory):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in sorted(os.listdir(self._images_directory)):
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in os.listdir(self._directory):
             if not _ID.fullmatch(name):
                 continue
             try:
-                self._add(_load(f"{self._images_directory}/{name}"))
+                image = _load(f"{self._directory}/{name}")
             except StoreError as torn:
-                self._torn[self._images_directory / name] = torn
+                self._torn[self._directory / name] = torn
+            else:
+                self._images[name] = image
+                self._layers.hold(image.layers)
+        self._index = TruncIndex("image", self._images)
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -146,6 +107,11 @@ class Graph:
             images = list(self._images.values())
         return sorted(images, key=lambda image: (-image.created, image.id))
 
+    def walk_all(self, visit: Callable[[Image], object]) -> None:
+        """Call `visit` for every image, newest first."""
+        for image in self.all():
+            visit(image)
+
     def map(self) -> dict[str, Image]:
         """Every image by its id."""
         with self._lock:
@@ -172,42 +138,28 @@ class Graph:
     def history(self, image: Image) -> list[Image]:
         """The image, its parent, and so on, as far as they are here."""
         images = self.map()
-        line = [image]
-        while (parent := images.get(line[-1].parent)) is not None and parent not in line:
-            line.append(parent)
-        return line
+        line = {image.id: image}
+        while (parent := images.get(image.parent)) is not None and parent.id not in line:
+            line[parent.id] = image = parent
+        return list(line.values())
 
     def configuration(self, image: Image) -> bytes:
         """The OCI configuration, byte for byte. Raises TornRecord when it is not the image's."""
-        return _configuration(str(self._images_directory / image.id))
+        return _configuration(f"{self._directory}/{image.id}")
 
     def lower_directories(self, image: Image) -> list[Path]:
         """The image's unpacked layers, top-most first. StoreError names a missing one."""
-        paths = [self._layers_directory / one / "diff" for one in reversed(image.layers)]
+        paths = [self._layers.tree(one) for one in reversed(image.layers)]
         for path in paths:
             if not path.is_dir():
                 raise StoreError(f"{path}: this layer of image {image.short_id} is missing")
         return paths
 
+    # -- layers --------------------------------------------------------------------------------
+
     def layer(self, chain: str) -> Layer | None:
         """The layer with that chain id, if it is here. Raises TornRecord."""
-        directory = self._layers_directory / chain
-        try:
-            values = read_json(directory / "meta.json")
-            return Layer(
-                chain_id=chain,
-                diff_id=str(values["diff_id"]),
-                parent=str(values["parent"]),
-                size=int(values["size"]),
-                entries=int(values["entries"]),
-                stream=int(values.get("stream", 0)),
-            )
-        except FileNotFoundError:
-            return None
-        except (KeyError, TypeError, ValueError) as reason:
-            raise TornRecord(str(directory / "meta.json"), f"not a layer ({reason!r})") from reason
-
-    # -- making --------------------------------------------------------------------------------
+        return self._layers.get(chain)
 
     def stage_layer(
         self,
@@ -216,116 +168,29 @@ class Graph:
         expected: str = "",
         limits: archive.Budget | None = None,
     ) -> StagedLayer:
-        """Unpack a layer beside its place; any number of threads may.
+        """Unpack a layer beside its place; any number of threads may. See `LayerStore.stage`."""
+        return self._layers.stage(source, expected=expected, limits=limits)
 
-        `expected`: the diff id it must have (hex). `limits`: what it may ask for. Nothing is left
-        on failure. Not flushed. Raises what `archive.extract` raises, and BadArchive when the
-        content is another.
-        """
-        with self._temporary(self._layers_directory) as directory:
-            with opened(directory / SKELETON, os.O_WRONLY | os.O_CREAT) as kept:
-                extracted = archive.extract(
-                    source, directory / "diff", limits=limits or archive.Budget(), skeleton=kept
-                )
-            diff_id, stream = extracted.diff_id, extracted.stream
-            if not extracted.rebuildable:
-                (directory / SKELETON).unlink()
-                if not expected:  # then the stream that the tree can say again names it
-                    canonical = canonical_stream(directory / "diff")
-                    diff_id, stream = canonical.digest, canonical.size
-            if expected and extracted.diff_id != expected:
-                raise BadArchive(
-                    f"the layer is sha256:{extracted.diff_id}, not sha256:{expected} as promised"
-                )
-            return StagedLayer(
-                directory=directory,
-                diff_id=diff_id,
-                size=extracted.size,
-                entries=extracted.entries,
-                stream=stream,
-            )
-
-    def write_layer(self, layer: Layer, out: int) -> Packed:
-        """Write a layer's own tar stream, the one its diff id is of, to a descriptor; blocks.
-
-        Raises StoreError when the stream cannot be had again, or is another than it was.
-        """
-        directory = self._layers_directory / layer.chain_id
-        with opened(directory / "diff", os.O_RDONLY | os.O_DIRECTORY) as tree:
-            try:
-                with opened(directory / SKELETON, os.O_RDONLY) as kept:
-                    packed = skeleton.rebuild(kept, tree, out)
-            except FileNotFoundError:
-                packed = packing.pack_layer(tree, out)
-        if packed.digest != layer.diff_id:
-            raise StoreError(
-                f"layer {layer.chain_id[:12]} cannot be written again as it came; "
-                "pull or load its image again"
-            )
-        return packed
-
-    def stream_size(self, layer: Layer) -> int:
-        """Bytes of a layer's own tar stream, by writing it nowhere. Raises as `write_layer`."""
-        with opened(NOWHERE, os.O_WRONLY) as out:
-            return self.write_layer(layer, out).size
+    def keep_stream(self, staged: StagedLayer, source: int) -> StagedLayer:
+        """Keep the stream of a layer that is not `repeatable`. See `LayerStore.keep_stream`."""
+        return self._layers.keep_stream(staged, source)
 
     def discard(self, staged: StagedLayer) -> None:
         """Give up a layer that was not placed."""
-        self._trash.discard(staged.directory)
-
-    @contextlib.contextmanager
-    def workplace(self) -> Iterator[Path]:
-        """A directory on the store's disk that goes away at the end."""
-        with self._temporary(self._layers_directory) as directory:
-            yield directory
-        self._trash.discard(directory)
+        self._layers.discard(staged)
 
     def place_layer(self, staged: StagedLayer, parent: str = "") -> Layer:
         """Put a staged layer on the stack with chain id `parent`; waits for the disk.
 
         It is kept for an image to come until `create` or `register` uses it or `release` gives
-        it up.
+        it up. Raises KernelError; what was staged is gone then.
         """
-        layer = Layer(
-            chain_id=chain_id(parent, staged.diff_id),
-            diff_id=staged.diff_id,
-            parent=parent,
-            size=staged.size,
-            entries=staged.entries,
-            stream=staged.stream,
-            kept=True,
-        )
-        place = self._layers_directory / layer.chain_id
-        try:
-            write(
-                staged.directory / "meta.json",
-                _json(
-                    {
-                        "diff_id": layer.diff_id,
-                        "parent": layer.parent,
-                        "size": layer.size,
-                        "entries": layer.entries,
-                        "stream": layer.stream,
-                    }
-                ),
-            )
-            self._flusher.flush(staged.directory)
-            with self._lock:
-                if place.is_dir():
-                    self._trash.discard(staged.directory)
-                else:
-                    os.rename(staged.directory, place)
-                self._pins[layer.chain_id] += 1
-        except BaseException as failure:
-            with contextlib.suppress(KernelError):
-                self._trash.discard(staged.directory)
-            if isinstance(failure, OSError) and not isinstance(failure, KernelError):
-                raise KernelError(
-                    "place layer", failure.errno or errno.EIO, str(place)
-                ) from failure
-            raise
-        self._flusher.wrote(place)
+        [layer] = self._layers.place([(staged, parent)])
         return layer
+
+    def place_layers(self, stack: Sequence[tuple[StagedLayer, str]]) -> list[Layer]:
+        """The same for several, each with its parent; waits for the disk once. All or none."""
+        return self._layers.place(stack)
 
     def register_layer(
         self, source: BinaryIO | int, *, parent: str = "", expected: str = ""
@@ -335,10 +200,31 @@ class Graph:
 
     def release(self, layers: Sequence[Layer]) -> None:
         """Give up layers that were placed for an image that did not come to be."""
-        with self._lock:
-            for layer in reversed(layers):
-                self._pins[layer.chain_id] -= layer.kept
-                self._drop(layer.chain_id)
+        self._layers.drop([layer.chain_id for layer in layers if layer.kept])
+
+    def write_layer(self, layer: Layer, out: int) -> Packed:
+        """Write a layer's own tar stream to a descriptor; blocks. See `LayerStore.write`."""
+        return self._layers.write(layer, out)
+
+    def stream_size(self, layer: Layer) -> int:
+        """Bytes of a layer's own tar stream."""
+        return self._layers.stream_size(layer)
+
+    # -- making --------------------------------------------------------------------------------
+
+    def mktemp(self) -> Path:
+        """A new directory on the store's disk; what is left of it goes at the next start-up."""
+        with unfinished(self._layers.directory, self._trash) as directory:
+            return directory
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """A `mktemp` that goes away at the end."""
+        directory = self.mktemp()
+        try:
+            yield directory
+        finally:
+            self._trash.discard(directory)
 
     def create(
         self,
@@ -397,7 +283,8 @@ class Graph:
         chain = chain_ids(parsed.diff_ids)
         if not comment and parsed.history:
             comment = parsed.history[-1].comment
-        with self._keeping(chain):
+        self._layers.hold(chain)
+        try:
             size = 0
             for one in chain:
                 layer = self.layer(one)
@@ -405,18 +292,19 @@ class Graph:
                     raise RequestError(f"layer {one[:12]} of image {image_id[:12]} is not here")
                 size += layer.size
             meta = {"parent": parent, "comment": comment, "container": container, "size": size}
-            image = self._store(_image(image_id, parsed, meta), document, meta)
-            with self._lock:
-                self._pins.subtract(layer.chain_id for layer in placed if layer.kept)
-        self._flusher.wrote(self._images_directory / image_id)
+            image = self._store(_image(image_id, parsed, meta), document)
+        finally:
+            self._layers.drop(chain)
+        self.release(placed)
+        self._flusher.wrote(self._directory / image_id)
         self._flusher.flush()
         return image
 
-    def _store(self, image: Image, document: bytes, meta: dict[str, object]) -> Image:
-        place = self._images_directory / image.id
-        with self._temporary(self._images_directory) as directory:
+    def _store(self, image: Image, document: bytes) -> Image:
+        place = self._directory / image.id
+        with unfinished(self._directory, self._trash) as directory:
             write(directory / "json", document, self._flusher)
-            write(directory / "meta.json", _json(meta), self._flusher)
+            write(directory / "meta.json", _summary(image, len(document)), self._flusher)
             self._flusher.flush()
             with self._lock:
                 if image.id in self._images:
@@ -425,21 +313,10 @@ class Graph:
                 if place.exists():
                     set_aside(place)  # torn: `_load` refused it
                 os.rename(directory, place)
-                self._add(image)
+                self._images[image.id] = image
+                self._index.add(image.id)
+                self._layers.hold(image.layers)
         return image
-
-    @contextlib.contextmanager
-    def _keeping(self, chain: Sequence[str]) -> Iterator[None]:
-        """Nobody's removal takes these layers away meanwhile."""
-        with self._lock:
-            self._pins.update(chain)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._pins.subtract(chain)
-                for one in reversed(chain):
-                    self._drop(one)
 
     def import_archive(self, source: BinaryIO | int, *, config: Config, comment: str = "") -> Image:
         """Make an image of one layer from an archive of a root directory, compressed or not.
@@ -460,13 +337,10 @@ class Graph:
         """
         with self._lock:
             image = self.get(reference)
-            self._trash.discard(self._images_directory / image.id)
+            self._trash.discard(self._directory / image.id)
             del self._images[image.id]
             self._index.remove(image.id)
-            for chain in image.layers:
-                self._users[chain] -= 1
-            for chain in reversed(image.layers):
-                self._drop(chain)
+            self._layers.drop(image.layers)
 
     # -- keeping order -------------------------------------------------------------------------
 
@@ -478,86 +352,23 @@ class Graph:
         """
         findings: list[Finding] = []
         with self._lock:
-            for parent in (self._images_directory, self._layers_directory):
-                for name in sorted(os.listdir(parent)):
-                    if name.startswith(TEMPORARY):
-                        self._trash.discard(parent / name)
-                        findings.append(Finding(parent / name, "left unfinished", "removed"))
             for path, torn in self._torn.items():
                 aside = set_aside(path)
                 findings.append(Finding(path, str(torn), f"set aside as {aside.name}"))
             self._torn.clear()
-            set_asides = any(".torn-" in name for name in os.listdir(self._images_directory))
-            for name in sorted(os.listdir(self._layers_directory)):
-                findings += self._check_layer(name, keep=set_asides)
-            for image in self.all():
-                for chain in image.layers:
-                    if not (self._layers_directory / chain / "diff").is_dir():
-                        path = self._layers_directory / chain
-                        findings.append(Finding(path, f"missing; image {image.short_id} needs it"))
+            set_asides = False
+            for name in os.listdir(self._directory):
+                set_asides = set_asides or ".torn-" in name
+                if name.startswith(TEMPORARY):
+                    self._trash.discard(self._directory / name)
+                    findings.append(Finding(self._directory / name, "left unfinished", "removed"))
+            findings += self._layers.check(keep=set_asides)
+            missing = self._layers.missing()
+            for image in self._images.values() if missing else ():
+                for chain in missing.intersection(image.layers):
+                    path = self._layers.tree(chain)
+                    findings.append(Finding(path, f"missing; image {image.short_id} needs it"))
         return findings
-
-    def _check_layer(self, name: str, *, keep: bool) -> Iterator[Finding]:
-        path = self._layers_directory / name
-        if not _ID.fullmatch(name):
-            return
-        if not self._users[name] and not self._pins[name]:
-            if not keep:
-                self._trash.discard(path)
-            repair = "kept, an image was set aside" if keep else "removed"
-            yield Finding(path, "a layer of no image", repair)
-            return
-        try:
-            if self.layer(name) is None:
-                yield Finding(path, "has no meta.json")
-        except TornRecord as torn:
-            yield Finding(path, str(torn))
-
-    def _add(self, image: Image) -> None:
-        self._images[image.id] = image
-        self._index.add(image.id)
-        self._users.update(image.layers)
-
-    def _drop(self, chain: str) -> None:
-        if self._users[chain] <= 0 and self._pins[chain] <= 0:
-            del self._users[chain], self._pins[chain]
-            self._trash.discard(self._layers_directory / chain)
-
-    @contextlib.contextmanager
-    def _temporary(self, parent: Path) -> Iterator[Path]:
-        """A directory that goes away when the block fails."""
-        directory = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
-        try:
-            directory.mkdir(mode=0o700)
-            yield directory
-        except BaseException as failure:
-            with contextlib.suppress(KernelError):
-                self._trash.discard(directory)
-            if isinstance(failure, OSError) and not isinstance(failure, KernelError):
-                raise KernelError(
-                    "store image", failure.errno or errno.EIO, str(directory)
-                ) from failure
-            raise
-
-
-def canonical_stream(tree: Path) -> Packed:
-    """Digest and size of a tree's stream as our own packer writes it."""
-    with opened(tree, os.O_RDONLY | os.O_DIRECTORY) as found, opened(NOWHERE, os.O_WRONLY) as out:
-        return packing.pack_layer(found, out)
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor of a file of the store."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _json(values: object) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _configuration(directory: str) -> bytes:
@@ -573,25 +384,24 @@ def _configuration(directory: str) -> bytes:
 
 
 def _load(directory: str) -> Image:
-    """Read an image back. TornRecord names the file at fault.
-
-    The id vouches for the configuration, which was checked when it was registered.
-    """
-    path = f"{directory}/json"
+    """Read an image back. TornRecord names the file at fault."""
+    path = f"{directory}/meta.json"
     try:
-        parsed = image_config.parse(_configuration(directory), history=False)
+        meta = read_json(path)
+        document = meta.get("document")
+        path = f"{directory}/json"
+        if os.stat(path).st_size != document:  # torn, or from before there were summaries
+            parsed = image_config.parse(_configuration(directory), history=False)
+            return _image(os.path.basename(directory), parsed, meta)
         path = f"{directory}/meta.json"
-        return _image(os.path.basename(directory), parsed, read_json(path))
+        return _from_summary(os.path.basename(directory), meta)
     except FileNotFoundError as missing:
         raise TornRecord(path, "is missing") from missing
-    except (BadArchive, KeyError, TypeError, ValueError) as reason:
+    except (BadArchive, AttributeError, KeyError, TypeError, ValueError) as reason:
         raise TornRecord(path, f"not an image's ({reason})") from reason
 
 
-def _image(image_id: str, parsed: ImageConfig, meta: dict[str, object]) -> Image:
-    size = meta["size"]
-    if not isinstance(size, int):
-        raise TypeError("size is not a number")
+def _image(image_id: str, parsed: ImageConfig, meta: dict[str, Any]) -> Image:
     return Image(
         id=image_id,
         layers=chain_ids(parsed.diff_ids),
@@ -604,5 +414,52 @@ def _image(image_id: str, parsed: ImageConfig, meta: dict[str, object]) -> Image
         comment=str(meta["comment"]),
         author=parsed.author,
         container=str(meta["container"]),
-        size=size,
+        size=_whole(meta["size"]),
     )
+
+
+def _summary(image: Image, document: int) -> bytes:
+    """meta.json. `document`: bytes of the configuration that the summary is of."""
+    values = {
+        "parent": image.parent,
+        "comment": image.comment,
+        "container": image.container,
+        "size": image.size,
+        "document": document,
+        "created": image.created,
+        "author": image.author,
+        "architecture": image.architecture,
+        "os": image.os,
+        "layers": image.layers,
+        "diff_ids": image.diff_ids,
+        "config": to_json(image.config),
+    }
+    return json.dumps(values, separators=(",", ":")).encode()
+
+
+def _from_summary(image_id: str, meta: dict[str, Any]) -> Image:
+    return Image(
+        id=image_id,
+        layers=_shared(meta["layers"]),
+        diff_ids=_shared(meta["diff_ids"]),
+        created=float(meta["created"]),
+        config=from_json(meta["config"]),
+        architecture=str(meta["architecture"]),
+        os=str(meta["os"]),
+        parent=str(meta["parent"]),
+        comment=str(meta["comment"]),
+        author=str(meta["author"]),
+        container=str(meta["container"]),
+        size=_whole(meta["size"]),
+    )
+
+
+def _shared(digests: list[str]) -> tuple[str, ...]:
+    """Images have many layers in common: one text for each."""
+    return tuple(map(sys.intern, digests))
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError("size is not a number")
+    return value

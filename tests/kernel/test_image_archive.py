@@ -76,7 +76,7 @@ def content(graph: Graph, of: Image, name: str) -> bytes:
 
 
 def left_in(graph: Graph) -> list[str]:
-    places = (graph._images_directory, graph._layers_directory)
+    places = (graph._directory, graph._layers.directory)
     return sorted(name for place in places for name in os.listdir(place))
 
 
@@ -97,7 +97,7 @@ def test_what_was_saved_is_loaded_with_ids_names_and_files(graphs: Callable[[], 
     ]
     assert content(second, found[0].image, "a") == b"1"
     assert content(second, found[1].image, "b") == b"2"
-    assert len(os.listdir(second._layers_directory)) == 2  # shared
+    assert len(os.listdir(second._layers.directory)) == 2  # shared
     assert found[1].image.config.env == ("X=1",)
 
 

@@ -163,20 +163,19 @@ def _take_in(graph: Graph, opened: _Opened, entry: layout.Entry) -> Loaded:
 def place_all(
     graph: Graph, chain: Sequence[str], staged: dict[int, Callable[[], StagedLayer]]
 ) -> list[Layer]:
-    """Put staged layers, by their number, in place as they are ready; all of them or none."""
-    placed: list[Layer] = []
+    """Put staged layers, by their number, in place when all are ready; all of them or none."""
+    ready: list[tuple[StagedLayer, str]] = []
     waiting = dict(sorted(staged.items()))
     try:
         for number in list(waiting):
-            parent = chain[number - 1] if number else ""
-            layer = waiting.pop(number)()
-            placed.append(graph.place_layer(layer, parent))
+            ready.append((waiting.pop(number)(), chain[number - 1] if number else ""))
     except BaseException:
-        graph.release(placed)
+        for layer, _ in ready:
+            graph.discard(layer)
         for rest in waiting.values():
             try:
                 graph.discard(rest())
             except Exception:
                 continue  # it failed as well, and left nothing
         raise
-    return placed
+    return graph.place_layers(ready)

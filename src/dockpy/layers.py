@@ -1,0 +1,436 @@
+"""Layers on disk, shared by images and counted.
+
+    <root>/layers/<chain id>/diff/        the unpacked layer, with overlayfs's own whiteouts
+    <root>/layers/<chain id>/skeleton     the rest of its tar stream, see `dockpy.skeleton`; or
+    <root>/layers/<chain id>/stream       the stream itself, compressed, when the tree cannot say it
+                                          again (a name that the archive has twice); or neither,
+                                          when our own packer writes the stream from the tree
+    <root>/layers/<chain id>/meta.json    diff id, parent, sizes
+
+A layer is made under a temporary name beside its place, taken to the disk and renamed, so it is
+there whole or not at all. Layers are content: the same diff id on the same parents is the same
+tree, so whiteouts are always read as OCI layers mean them, also in a plain archive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from dockpy import archive, packing, skeleton
+from dockpy.compression import HEAD_SIZE, Compression, decoder, detect
+from dockpy.errors import BadArchive, DockpyError, KernelError, StoreError, TornRecord
+from dockpy.image_config import chain_id
+from dockpy.packing import Packed
+from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+
+META = "meta.json"
+DIFF = "diff"
+SKELETON = "skeleton"
+STREAM = "stream"
+NOWHERE = Path(os.devnull)
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """An unpacked layer in its place. `size`: bytes of file data; `stream`: of its tar stream.
+
+    `kept`: placed for an image to come, and not removed before an image has it or it is released.
+    """
+
+    chain_id: str
+    diff_id: str
+    parent: str
+    size: int
+    entries: int
+    stream: int
+    kept: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedLayer:
+    """An unpacked layer that has no place yet.
+
+    `repeatable`: its stream can be written again from what is kept; if not, `keep_stream` helps.
+    """
+
+    directory: Path
+    diff_id: str
+    size: int
+    entries: int
+    stream: int
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a check found that should not be there, or is not."""
+
+    path: Path
+    problem: str
+    repair: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" + (f"; {self.repair}" if self.repair else "")
+
+
+class LayerStore:
+    """All layers below one root. Thread-safe.
+
+    A layer stays while somebody holds it: each image that has it, and whoever placed it for an
+    image to come. The last `drop` puts it into the trash.
+    """
+
+    def __init__(self, root: Path, flusher: Flusher, trash: Trash) -> None:
+        self.directory = root / "layers"
+        self._flusher = flusher
+        self._trash = trash
+        self._lock = threading.Lock()
+        self._holds: Counter[str] = Counter()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    # -- asking --------------------------------------------------------------------------------
+
+    def get(self, chain: str) -> Layer | None:
+        """The layer with that chain id, if it is here whole. Raises TornRecord."""
+        path = f"{self.directory}/{chain}/{META}"
+        try:
+            values = read_json(path)
+            layer = Layer(
+                chain_id=chain,
+                diff_id=str(values["diff_id"]),
+                parent=str(values["parent"]),
+                size=int(values["size"]),
+                entries=int(values["entries"]),
+                stream=int(values.get("stream", 0)),
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (KeyError, TypeError, ValueError) as reason:
+            raise TornRecord(path, f"not a layer ({reason!r})") from reason
+        return layer if self.tree(chain).is_dir() else None
+
+    def tree(self, chain: str) -> Path:
+        """Where a layer's files are."""
+        return self.directory / chain / DIFF
+
+    # -- making --------------------------------------------------------------------------------
+
+    def stage(
+        self,
+        source: BinaryIO | int,
+        *,
+        expected: str = "",
+        limits: archive.Budget | None = None,
+    ) -> StagedLayer:
+        """Unpack a layer beside its place; any number of threads may.
+
+        `expected`: the diff id it must have (hex). `limits`: what it may ask for. Nothing is left
+        on failure. Not flushed. Raises what `archive.extract` raises, and BadArchive when the
+        content is another.
+        """
+        began = _position(source)
+        with unfinished(self.directory, self._trash) as directory:
+            with opened(directory / SKELETON, os.O_WRONLY | os.O_CREAT) as kept:
+                extracted = archive.extract(
+                    source, directory / DIFF, limits=limits or archive.Budget(), skeleton=kept
+                )
+            if expected and extracted.diff_id != expected:
+                raise BadArchive(
+                    f"the layer is sha256:{extracted.diff_id}, not sha256:{expected} as promised"
+                )
+            staged = StagedLayer(
+                directory=directory,
+                diff_id=extracted.diff_id,
+                size=extracted.size,
+                entries=extracted.entries,
+                stream=extracted.stream,
+                repeatable=extracted.rebuildable,
+            )
+            if extracted.rebuildable:
+                return staged
+            (directory / SKELETON).unlink()
+            if not expected:  # then the stream that the tree can say again names it
+                return _canonical(staged)
+            if began is None or not isinstance(source, int):
+                return staged
+            os.lseek(source, began, os.SEEK_SET)
+            return self.keep_stream(staged, source)
+
+    def keep_stream(self, staged: StagedLayer, source: int) -> StagedLayer:
+        """Keep a layer's stream beside its tree, from a descriptor of it as it came; blocks.
+
+        Compressed streams are kept as they are. Raises KernelError.
+        """
+        head = os.pread(source, HEAD_SIZE, os.lseek(source, 0, os.SEEK_CUR))
+        try:
+            with (
+                os.fdopen(os.dup(source), "rb", buffering=0) as given,
+                open(staged.directory / STREAM, "wb") as kept,
+            ):
+                if detect(head) is Compression.NONE:
+                    zstandard.ZstdCompressor(level=3).copy_stream(given, kept)
+                else:
+                    while piece := given.read(1 << 20):
+                        kept.write(piece)
+        except OSError as refusal:
+            raise KernelError(
+                "keep layer", refusal.errno or errno.EIO, str(staged.directory / STREAM)
+            ) from refusal
+        return StagedLayer(
+            directory=staged.directory,
+            diff_id=staged.diff_id,
+            size=staged.size,
+            entries=staged.entries,
+            stream=staged.stream,
+        )
+
+    def discard(self, staged: StagedLayer) -> None:
+        """Give up a layer that was not placed."""
+        self._trash.discard(staged.directory)
+
+    def place(self, stack: Sequence[tuple[StagedLayer, str]]) -> list[Layer]:
+        """Put staged layers in place, each on the stack with the chain id beside it ("" for none).
+
+        Waits once for the disk, then renames them in the order given; all or none. Each is held
+        until an image has it or `drop` gives it up. Raises KernelError; the staged are gone then.
+        """
+        layers = [_placed(staged, parent) for staged, parent in stack]
+        placed = 0
+        try:
+            for (staged, _), layer in zip(stack, layers, strict=True):
+                write(staged.directory / META, _encode(layer))
+            self._flusher.flush(*(staged.directory for staged, _ in stack))
+            for (staged, _), layer in zip(stack, layers, strict=True):
+                self._put(staged.directory, layer.chain_id)
+                placed += 1
+        except BaseException as failure:
+            with contextlib.suppress(KernelError):
+                for staged, _ in stack[placed:]:
+                    self._trash.discard(staged.directory)
+            self.drop([layer.chain_id for layer in layers[:placed]])
+            if isinstance(failure, OSError) and not isinstance(failure, KernelError):
+                raise KernelError(
+                    "place layer", failure.errno or errno.EIO, str(self.directory)
+                ) from failure
+            raise
+        for layer in layers:
+            self._flusher.wrote(self.directory / layer.chain_id)
+        return layers
+
+    def _put(self, directory: Path, chain: str) -> None:
+        place = self.directory / chain
+        with self._lock:
+            try:
+                here = self.get(chain) is not None
+            except TornRecord:
+                here = False
+            if here:
+                self._trash.discard(directory)
+            else:
+                if place.exists():
+                    set_aside(place)  # broken; containers may still have it mounted
+                os.rename(directory, place)
+            self._holds[chain] += 1
+
+    # -- counting ------------------------------------------------------------------------------
+
+    def hold(self, chains: Iterable[str]) -> None:
+        """Nobody takes these layers away before as many calls of `drop`."""
+        with self._lock:
+            self._holds.update(chains)
+
+    def drop(self, chains: Sequence[str]) -> None:
+        """Let go of layers, given lowest first; what nobody holds any more goes to the trash."""
+        with self._lock:
+            for chain in reversed(chains):
+                self._holds[chain] -= 1
+                if self._holds[chain] <= 0:
+                    del self._holds[chain]
+                    self._trash.discard(self.directory / chain)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def write(self, layer: Layer, out: int) -> Packed:
+        """Write a layer's own tar stream, the one its diff id is of, to a descriptor; blocks.
+
+        Raises StoreError when the stream cannot be had again, or is another than it was.
+        """
+        directory = self.directory / layer.chain_id
+        try:
+            with opened(directory / DIFF, os.O_RDONLY | os.O_DIRECTORY) as tree:
+                packed = _stream_of(directory, tree, out)
+        except FileNotFoundError as missing:
+            raise StoreError(
+                f"layer {layer.chain_id[:12]} is missing; pull or load its image again"
+            ) from missing
+        if packed.digest != layer.diff_id:
+            raise StoreError(
+                f"layer {layer.chain_id[:12]} is not on the disk as it came; "
+                "remove its images, then pull or load them again"
+            )
+        return packed
+
+    def stream_size(self, layer: Layer) -> int:
+        """Bytes of a layer's own tar stream; blocks when it has to be written. As `write`."""
+        if layer.stream:
+            return layer.stream
+        with opened(NOWHERE, os.O_WRONLY) as out:
+            return self.write(layer, out).size
+
+    # -- keeping order -------------------------------------------------------------------------
+
+    def check(self, *, keep: bool) -> Iterator[Finding]:
+        """Put right what a crash left and name what is broken; before any work.
+
+        Temporary directories go to the trash, and so do layers that nobody holds, unless `keep`.
+        """
+        for name in sorted(os.listdir(self.directory)):
+            path = self.directory / name
+            if name.startswith(TEMPORARY):
+                self._trash.discard(path)
+                yield Finding(path, "left unfinished", "removed")
+            elif not _ID.fullmatch(name):
+                continue
+            elif name not in self._holds:
+                if not keep:
+                    self._trash.discard(path)
+                repair = "kept, an image was set aside" if keep else "removed"
+                yield Finding(path, "a layer of no image", repair)
+            else:
+                yield from _check_meta(path)
+
+    def missing(self) -> set[str]:
+        """Layers that somebody holds and that are not here."""
+        return {chain for chain in self._holds if not os.path.isdir(f"{self.tree(chain)}")}
+
+
+def _check_meta(path: Path) -> Iterator[Finding]:
+    # An empty file is what a power cut leaves; others are read, and checked, when they are used.
+    try:
+        if not os.stat(f"{path}/{META}").st_size:
+            yield Finding(path / META, "is empty; remove its images and pull or load them again")
+    except FileNotFoundError:
+        yield Finding(path, f"has no {META}; pull or load its images again")
+
+
+def _placed(staged: StagedLayer, parent: str) -> Layer:
+    return Layer(
+        chain_id=chain_id(parent, staged.diff_id),
+        diff_id=staged.diff_id,
+        parent=parent,
+        size=staged.size,
+        entries=staged.entries,
+        stream=staged.stream,
+        kept=True,
+    )
+
+
+def _encode(layer: Layer) -> bytes:
+    values = {
+        "diff_id": layer.diff_id,
+        "parent": layer.parent,
+        "size": layer.size,
+        "entries": layer.entries,
+        "stream": layer.stream,
+    }
+    return json.dumps(values, separators=(",", ":")).encode()
+
+
+def _canonical(staged: StagedLayer) -> StagedLayer:
+    """The same tree, named by the stream that our own packer makes of it."""
+    with (
+        opened(staged.directory / DIFF, os.O_RDONLY | os.O_DIRECTORY) as tree,
+        opened(NOWHERE, os.O_WRONLY) as out,
+    ):
+        packed = packing.pack_layer(tree, out)
+    return StagedLayer(
+        directory=staged.directory,
+        diff_id=packed.digest,
+        size=staged.size,
+        entries=staged.entries,
+        stream=packed.size,
+    )
+
+
+def _stream_of(directory: Path, tree: int, out: int) -> Packed:
+    with contextlib.suppress(FileNotFoundError), opened(directory / SKELETON, os.O_RDONLY) as kept:
+        return skeleton.rebuild(kept, tree, out)
+    with contextlib.suppress(FileNotFoundError), open(directory / STREAM, "rb", buffering=0) as raw:
+        return packing.write_stream(_Kept(raw), out, digest=True, failure=_damaged)
+    return packing.pack_layer(tree, out)
+
+
+class _Kept:
+    """A kept stream, decompressed in buffers, for `write_stream`."""
+
+    def __init__(self, raw: FileIO) -> None:
+        self._decoded = decoder(detect(os.pread(raw.fileno(), HEAD_SIZE, 0)), raw)
+        self.entries = 0
+        self.size = 0
+
+    def fill(self, buffer: memoryview, /) -> int:
+        try:
+            count = self._decoded.readinto(buffer)
+        except BadArchive:
+            return -1
+        self.size += count
+        return count
+
+
+def _damaged() -> DockpyError:
+    return StoreError("a layer's kept stream is damaged; remove its images and pull them again")
+
+
+def _position(source: BinaryIO | int) -> int | None:
+    """Where a descriptor stands; None when it cannot go back there."""
+    if not isinstance(source, int):
+        return None
+    try:
+        return os.lseek(source, 0, os.SEEK_CUR)
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def unfinished(parent: Path, trash: Trash) -> Iterator[Path]:
+    """A new directory in `parent` that goes away when the block fails.
+
+    The next start-up finds it by its name. OSError in the block becomes KernelError.
+    """
+    directory = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        directory.mkdir(mode=0o700)
+        yield directory
+    except BaseException as failure:
+        with contextlib.suppress(KernelError):
+            trash.discard(directory)
+        if isinstance(failure, OSError) and not isinstance(failure, KernelError):
+            raise KernelError(
+                "store image", failure.errno or errno.EIO, str(directory)
+            ) from failure
+        raise
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of a file of the store."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
