@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from dockpy.cli import main
+from dockpy.cli.engine import Engine
 from dockpy.cli.session import Session
 from dockpy.container import Record
 from dockpy.errors import Conflict, DockpyError, NoSuchContainer, NoSuchImage, RegistryError
@@ -340,7 +341,7 @@ class Caller:
         stderr = os.open(self.directory / ".stderr", flags, 0o600)
         cwd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.session = Session(
-            runtime=self.engine,
+            runtime=cast(Engine, self.engine),  # as much of one as the commands tested here use
             stdin=self.stdin,
             stdout=stdout,
             stderr=stderr,

@@ -77,7 +77,7 @@ class Exchange(BaseHTTPRequestHandler):
             self.wfile.write(body)
         return True
 
-    def refuse(self, status: int, code: str, message: str = "", **headers: str) -> bool:
+    def refuse(self, status: int, code: str, message: str = "", **headers: Any) -> bool:
         errors = {"errors": [{"code": code, "message": message or code.lower()}]}
         return self.answer(
             status, json.dumps(errors).encode(), Content_Type="application/json", **headers

@@ -352,7 +352,7 @@ def test_an_unknown_verb_is_one_clear_line(caller: Caller) -> None:
         "dockpy: 'xyz' is not a dockpy command; see dockpy --help\n",
     )
     assert "did you mean stop?" in caller("stpo")[2]
-    assert caller("push")[2].startswith("dockpy: 'push' is not a dockpy command")
+    assert caller("build")[2].startswith("dockpy: 'build' is not a dockpy command")
     assert caller("--nope")[2] == "dockpy: unknown flag --nope; see dockpy --help\n"
     assert caller("help", "xyz")[0] == 125
 
