@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dockpy.errors import Conflict, NoSuchImage, TornRecord, UsageError
@@ -116,9 +117,8 @@ class TagStore:
                 return
             if owner is not None and not force:
                 raise Conflict(f"{name}:{tag} is image {owner[:12]} already; force moves the name")
-            before = self.repositories()
-            self._names.setdefault(name, {})[tag] = image.id
-            self._save_or(before)
+            with self._saved(name):
+                self._names.setdefault(name, {})[tag] = image.id
 
     def delete(self, repository: str, tag: str = "") -> list[str]:
         """Take a name away, or with tag "" every name of the repository; gives what was removed.
@@ -131,19 +131,18 @@ class TagStore:
             gone = [check_tag(tag)] if tag else sorted(tags)
             if not gone or any(one not in tags for one in gone):
                 raise NoSuchImage(f"{name}:{tag}" if tag else name)
-            before = self.repositories()
-            for one in gone:
-                del tags[one]
-            if not tags:
-                del self._names[name]
-            self._save_or(before)
+            with self._saved(name):
+                for one in gone:
+                    del tags[one]
+                if not tags:
+                    del self._names[name]
         return [f"{name}:{one}" for one in gone]
 
     def save(self) -> None:
         """Write the record. KernelError leaves the old one in place."""
         with self._lock:
-            data = json.dumps(self._names, sort_keys=True, indent=1).encode()
-            write(self._path, data, self._flusher)
+            data = json.dumps(self._names, sort_keys=True, separators=(",", ":"))
+            write(self._path, data.encode(), self._flusher)
 
     def reload(self) -> None:
         """Read the record again. TornRecord leaves the names as they were."""
@@ -156,11 +155,17 @@ class TagStore:
                 raise TornRecord(str(self._path), "not a record of repositories and tags")
             self._names = values
 
-    def _save_or(self, before: dict[str, dict[str, str]]) -> None:
+    @contextmanager
+    def _saved(self, name: str) -> Iterator[None]:
+        """What the block does to one repository is in the file afterwards, or undone."""
+        before = dict(self._names.get(name, {}))
         try:
+            yield
             self.save()
         except BaseException:
-            self._names = before
+            self._names.pop(name, None)
+            if before:
+                self._names[name] = before
             raise
 
 

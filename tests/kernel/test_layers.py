@@ -1,0 +1,392 @@
+"""Layers on a real disk: their own streams again, placing several, and what kills leave."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import pytest
+
+from dockpy import Config
+from dockpy.errors import KernelError, StoreError
+from dockpy.graph import Graph
+from dockpy.image_archive.loading import load
+from dockpy.image_archive.saving import Selected, save
+from dockpy.image_config import chain_ids
+from dockpy.layers import DIFF, META, STREAM, LayerStore, StagedLayer
+from dockpy.model import Image
+from dockpy.records import TEMPORARY, Flusher, Trash
+from dockpy.tags import TagStore
+from patience import patient
+from reference.tarblocks import END, file, header
+
+pytestmark = pytest.mark.needs("root")
+
+ROOT = header(b"./", b"5", mode=0o755)
+PLAIN = ROOT + file(b"a", b"first") + END
+TWICE = ROOT + file(b"a", b"first") + file(b"b", b"other") + file(b"a", b"second, longer") + END
+"""A name that comes twice: the tree keeps the second only."""
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Store:
+    """Layers, images and names below one root, as the runtime puts them together."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.flusher = Flusher()
+        self.trash = Trash(root)
+        self.graph = Graph(root, self.flusher, self.trash)
+        self.layers: LayerStore = self.graph._layers
+        self.tags = TagStore(root, self.graph, self.flusher)
+
+    def close(self) -> None:
+        self.trash.close()
+        self.flusher.close()
+
+    def names(self, of: str) -> list[str]:
+        return sorted(os.listdir(self.root / of))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+@contextlib.contextmanager
+def descriptor(data: bytes) -> Iterator[int]:
+    """A descriptor that can go back."""
+    made = os.memfd_create("stream")
+    try:
+        os.write(made, data)
+        os.lseek(made, 0, os.SEEK_SET)
+        yield made
+    finally:
+        os.close(made)
+
+
+def stream_of(store: Store, chain: str) -> bytes:
+    layer = store.layers.get(chain)
+    assert layer is not None
+    with descriptor(b"") as out:
+        packed = store.layers.write(layer, out)
+        data = os.pread(out, 1 << 20, 0)
+    assert (packed.size, packed.digest) == (len(data), digest(data))
+    assert store.layers.stream_size(layer) == len(data)
+    return data
+
+
+# -- the same bytes again --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [PLAIN, TWICE], ids=["plain", "twice"])
+@pytest.mark.parametrize("packed", [False, True], ids=["tar", "gzip"])
+def test_a_layer_with_a_known_digest_gives_its_own_bytes_again(
+    store: Store, data: bytes, packed: bool
+) -> None:
+    with descriptor(b"before" + (gzip.compress(data) if packed else data)) as source:
+        os.lseek(source, len(b"before"), os.SEEK_SET)
+        staged = store.layers.stage(source, expected=digest(data))
+    assert staged.repeatable
+    [layer] = store.layers.place([(staged, "")])
+    assert stream_of(store, layer.chain_id) == data
+    assert (store.layers.directory / layer.chain_id / STREAM).exists() == (data is TWICE)
+    store.layers.drop([layer.chain_id])
+
+
+def test_a_stream_that_cannot_go_back_is_kept_when_it_is_given_again(store: Store) -> None:
+    staged = store.layers.stage(io.BytesIO(TWICE), expected=digest(TWICE))
+    assert not staged.repeatable
+    with descriptor(gzip.compress(TWICE)) as again:
+        staged = store.layers.keep_stream(staged, again)
+    [layer] = store.layers.place([(staged, "")])
+    assert stream_of(store, layer.chain_id) == TWICE
+    store.layers.drop([layer.chain_id])
+
+
+def test_a_stream_that_nobody_kept_is_one_clear_error(store: Store) -> None:
+    staged = store.layers.stage(io.BytesIO(TWICE), expected=digest(TWICE))
+    [layer] = store.layers.place([(staged, "")])
+    with pytest.raises(StoreError, match="not on the disk as it came"):
+        stream_of(store, layer.chain_id)
+    store.layers.drop([layer.chain_id])
+
+
+def test_a_layer_of_no_known_digest_is_named_by_the_stream_its_tree_gives(store: Store) -> None:
+    staged = store.layers.stage(io.BytesIO(TWICE))
+    assert staged.diff_id != digest(TWICE)
+    [layer] = store.layers.place([(staged, "")])
+    assert digest(stream_of(store, layer.chain_id)) == staged.diff_id
+    store.layers.drop([layer.chain_id])
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed"])
+def test_a_damaged_stream_is_noticed_when_it_is_written(store: Store, harm: str) -> None:
+    with descriptor(TWICE) as source:
+        staged = store.layers.stage(source, expected=digest(TWICE))
+    [layer] = store.layers.place([(staged, "")])
+    path = store.layers.directory / layer.chain_id / STREAM
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] if harm == "cut" else gzip.compress(PLAIN))
+    with pytest.raises(StoreError, match="remove its images"):
+        stream_of(store, layer.chain_id)
+    store.layers.drop([layer.chain_id])
+
+
+def test_a_changed_file_is_noticed_when_the_layer_is_written(store: Store) -> None:
+    [layer] = store.layers.place([(store.layers.stage(io.BytesIO(PLAIN)), "")])
+    (store.layers.tree(layer.chain_id) / "a").write_bytes(b"FIRST")
+    with pytest.raises(StoreError, match="not on the disk as it came"):
+        stream_of(store, layer.chain_id)
+    store.layers.drop([layer.chain_id])
+
+
+# -- placing ---------------------------------------------------------------------------------------
+
+
+def staged(store: Store, number: int) -> StagedLayer:
+    return store.layers.stage(io.BytesIO(ROOT + file(b"n", b"%d" % number) + END))
+
+
+def test_several_layers_are_placed_with_one_wait_for_the_disk(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    real = store.flusher.flush
+
+    def flush(*trees: Path) -> None:
+        waits.append(len(trees))
+        real(*trees)
+
+    monkeypatch.setattr(store.flusher, "flush", flush)
+    stack = [staged(store, number) for number in range(5)]
+    chain = chain_ids([one.diff_id for one in stack])
+    placed = store.layers.place(list(zip(stack, ("", *chain), strict=False)))
+    assert [one.chain_id for one in placed] == list(chain)
+    assert waits == [5]
+    store.layers.drop(chain)
+    assert store.names("layers") == []
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_layers_are_placed_all_or_none(
+    store: Store, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    real, places = os.rename, []
+
+    def rename(source: Path, target: Path) -> None:
+        if Path(target).parent == store.layers.directory:
+            places.append(target)
+            if len(places) == failing + 1:
+                raise OSError(28, "full")
+        real(source, target)
+
+    stack = [(staged(store, number), "") for number in range(3)]
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KernelError, match="ENOSPC"):
+        store.layers.place(stack)
+    monkeypatch.undo()
+    assert store.names("layers") == []
+
+
+@pytest.mark.parametrize("lost", [DIFF, META])
+def test_a_broken_layer_is_mended_by_bringing_it_again(store: Store, lost: str) -> None:
+    image = store.graph.import_archive(io.BytesIO(PLAIN), config=Config())
+    [chain] = image.layers
+    os.rename(store.layers.directory / chain / lost, store.root / "lost")
+    assert store.layers.get(chain) is None
+    again = store.graph.register_layer(io.BytesIO(PLAIN), expected=digest(PLAIN))
+    assert again.chain_id == chain
+    store.graph.release([again])
+    assert (store.graph.lower_directories(image)[0] / "a").read_bytes() == b"first"
+    assert stream_of(store, chain) == PLAIN
+    assert store.graph.check() == []
+
+
+def test_a_layer_stays_until_the_last_who_holds_it(store: Store) -> None:
+    [layer] = store.layers.place([(staged(store, 1), "")])
+    store.layers.hold([layer.chain_id])
+    store.layers.drop([layer.chain_id])
+    assert store.names("layers") == [layer.chain_id]
+    store.layers.drop([layer.chain_id])
+    assert store.names("layers") == []
+
+
+def test_an_unfinished_mktemp_is_found_at_the_next_start(store: Store) -> None:
+    place = store.graph.mktemp()
+    (place / "x").write_text("y")
+    [finding] = store.graph.check()
+    assert finding.path == place
+    assert not place.exists()
+    seen: list[Image] = []
+    store.graph.walk_all(seen.append)
+    assert seen == store.graph.all() == []
+
+
+# -- kills -----------------------------------------------------------------------------------------
+
+STEPS = ("rename", "mkdir", "unlink", "open", "write", "fdatasync", "fsync")
+"""What Python does to the disk here; `_tar`'s own steps are met by kills at any time."""
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def die_before(step: int) -> None:
+    """Kill this process before its `step`th call that may change what is on the disk."""
+    count = 0
+
+    def counted(real: Callable[P, T]) -> Callable[P, T]:
+        def call(*args: P.args, **more: P.kwargs) -> T:
+            nonlocal count
+            count += 1
+            if count > step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **more)
+
+        return call
+
+    for name in STEPS:
+        setattr(os, name, counted(getattr(os, name)))
+
+
+@pytest.fixture
+def quick_disk() -> Iterator[Path]:
+    """A kill does not care for the disk, so one without waits."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="dockpy-kill-", dir=place) as name:
+        yield Path(name)
+
+
+def two_images(directory: Path) -> bytes:
+    """An archive of two images with a layer in common, one of them with a name that comes twice."""
+    directory.mkdir()
+    made = Store(directory)
+    base = made.graph.register_layer(io.BytesIO(PLAIN))
+    with descriptor(TWICE) as source:
+        twice = made.graph.register_layer(source, parent=base.chain_id, expected=digest(TWICE))
+    one = made.graph.create([base], Config(cmd=("one",)), created=1.0)
+    [shared] = [layer for layer in [made.graph.layer(base.chain_id)] if layer]
+    two = made.graph.create([shared, twice], Config(cmd=("two",)), created=2.0)
+    with descriptor(b"") as out:
+        save(made.graph, [Selected(one, ("one:1",)), Selected(two, ("two:1",))], out)
+        data = os.pread(out, 1 << 20, 0)
+    made.close()
+    return data
+
+
+def begin(root: Path) -> Image:
+    """A store with an image that stays, called kept, and one that a job will remove."""
+    made = Store(root)
+    kept = made.graph.import_archive(io.BytesIO(ROOT + file(b"kept", b"k") + END), config=Config())
+    made.graph.import_archive(io.BytesIO(PLAIN), config=Config(cmd=("old",)))
+    made.tags.set("kept", "", kept.id)
+    made.close()
+    return kept
+
+
+def job(root: Path, archive: bytes) -> None:
+    """A load, names, an image made from another, and two removals."""
+    store = Store(root)
+    found = load(store.graph, io.BytesIO(archive))
+    for one in found:
+        store.tags.set("loaded", one.names[0].partition(":")[0], one.image.id)
+    kept = store.tags.lookup_image("kept")
+    below = [layer for chain in kept.layers if (layer := store.graph.layer(chain))]
+    with descriptor(TWICE) as source:
+        stage = store.graph.stage_layer(source, expected=digest(TWICE))
+    top = store.graph.place_layer(stage, kept.layers[-1])
+    child = store.graph.create([*below, top], Config(), parent=kept.id, created=3.0)
+    store.tags.set("child", "", child.id)
+    store.tags.delete("loaded", "one")
+    store.graph.delete(found[0].image.id)
+    for image in store.graph.all():
+        if image.config.cmd == ("old",):
+            store.graph.delete(image.id)
+    store.close()
+
+
+def in_child(action: Callable[[], None]) -> int:
+    """Its pid; it ends with 0 when the action comes to its end."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def all_is_well(root: Path, kept: Image) -> None:
+    """The start-up check mends what a kill left, and nothing that was finished is lost."""
+    store = Store(root)
+    findings = store.graph.check()
+    assert not any("set aside" in str(one) for one in (*findings, *store.tags.findings)), findings
+    assert store.tags.lookup_image("kept") == kept
+    for names in store.tags.repositories().values():
+        for image_id in names.values():
+            assert store.graph.exists(image_id)
+    for image in store.graph.all():
+        assert digest(store.graph.configuration(image)) == image.id
+        for chain, diff_id in zip(image.layers, image.diff_ids, strict=True):
+            assert digest(stream_of(store, chain)) == diff_id
+    used = {layer for image in store.graph.all() for layer in image.layers}
+    assert set(store.names("layers")) == used
+    assert not [name for name in store.names("graph") if name.startswith(TEMPORARY)]
+    assert store.graph.check() == []
+    store.trash.sweep()
+    assert store.trash.wait(patient(10))
+    assert not (root / "trash").exists() or store.names("trash") == []
+    store.close()
+
+
+def test_a_kill_before_any_step_loses_nothing(quick_disk: Path) -> None:
+    archive = two_images(quick_disk / "from")
+    step, status = 0, -1
+    while status != 0:
+        root = quick_disk / f"store{step}"
+        root.mkdir()
+        kept = begin(root)
+
+        def killed(step: int = step, root: Path = root) -> None:
+            die_before(step)
+            job(root, archive)
+
+        _, status = os.waitpid(in_child(killed), 0)
+        assert status in (0, signal.SIGKILL), step
+        all_is_well(root, kept)
+        shutil.rmtree(root)
+        step += 1
+    assert step > 50
+
+
+def test_a_kill_at_any_time_loses_nothing(quick_disk: Path) -> None:
+    archive = two_images(quick_disk / "from")
+    statuses = []
+    for number in range(25):
+        root = quick_disk / f"store{number}"
+        root.mkdir()
+        kept = begin(root)
+        child = in_child(lambda root=root: job(root, archive))  # type: ignore[misc]
+        time.sleep(0.002 * number)
+        os.kill(child, signal.SIGKILL)
+        statuses.append(os.waitpid(child, 0)[1])
+        all_is_well(root, kept)
+        shutil.rmtree(root)
+    assert signal.SIGKILL in statuses
