@@ -1,14 +1,14 @@
-"""Pulling and pushing an image beside docker, podman and skopeo, through a registry on loopback.
+"""Pulling and pushing an image beside docker and podman, through a registry on loopback.
 
     python -m benchmarks.registry --root TAR [--layers N] [--rounds N] [--only NAME ...] [--no-push]
 
 The image has N layers, each the archive of a root file system under a directory of its own, gzip
 level 6 as docker makes them. The registry is Debian's docker-registry. Contestants take turns in
-every round; each removes its image before the next. `floor` is what the pull consists of, each part
-alone: the transfer of all blobs, and inflating and hashing all of them one after another. Pushes go
-to an empty registry; `dockpy, packed` is a push of an image whose blobs are not kept, so that every
-layer is packed and compressed as docker does it. The memory is the daemon's VmHWM above idle.
-Needs root.
+every round; every round has an image of its own and nothing is removed before the end, because
+creating files is slower for minutes after a mass delete. `floor` is two of a pull's parts, each
+alone: the transfer of all blobs, and inflating all of them one after another. Pushes go to an empty
+registry; `dockpy, packed` is a push of an image whose blobs are not kept, so that every layer is
+packed and compressed as docker does it. The memory is the daemon's VmHWM above idle. Needs root.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def registry(directory: Path) -> Iterator[str]:
         process.wait()
 
 
-def make_image(archive: Path, layers: int, place: Path) -> int:
-    """An OCI layout at `place`, tag `latest`; the bytes of all tar streams."""
+def make_image(archive: Path, layers: int, place: Path, serial: int) -> int:
+    """An OCI layout at `place`, tag `latest`, unlike those of other serials; bytes of its tars."""
     blobs = place / "blobs/sha256"
     blobs.mkdir(parents=True)
     described, diff_ids, unpacked = [], [], 0
@@ -77,10 +77,9 @@ def make_image(archive: Path, layers: int, place: Path) -> int:
         with tarfile.open(archive) as source, tarfile.open(plain, "w|") as target:
             for member in source:
                 data = source.extractfile(member) if member.isreg() else None
-                if number:
-                    member.name = moved(member.name, number)
-                    if member.islnk():
-                        member.linkname = moved(member.linkname, number)
+                member.name = moved(member.name, serial, number)
+                if member.islnk():
+                    member.linkname = moved(member.linkname, serial, number)
                 target.addfile(member, data)
         packed = place / f"{number}.tar.gz"
         with open(packed, "wb") as out:
@@ -119,9 +118,9 @@ def make_image(archive: Path, layers: int, place: Path) -> int:
     return unpacked
 
 
-def moved(name: str, number: int) -> str:
+def moved(name: str, serial: int, number: int) -> str:
     """A name of an archive, below a directory of its own."""
-    return f"./copy{number}/{name.removeprefix('./')}".rstrip("./")
+    return f"./{serial}-{number}/{name.removeprefix('./')}".rstrip("./")
 
 
 def digest_of(path: Path) -> str:
@@ -210,16 +209,17 @@ def main() -> None:
     parts: dict[str, Samples] = {}
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(scratch())
-        unpacked = make_image(options.root, options.layers, place / "layout")
         host = stack.enter_context(registry(place / "registry"))
-        image = f"{host}/bench:latest"
-        subprocess.run(
-            [
-                *("skopeo", "copy", "-q", "--dest-tls-verify=false"),
-                *(f"oci:{place}/layout:latest", f"docker://{image}"),
-            ],
-            check=True,
-        )
+        for serial in range(options.rounds):
+            layout = place / f"layout{serial}"
+            unpacked = make_image(options.root, options.layers, layout, serial)
+            subprocess.run(
+                [
+                    *("skopeo", "copy", "-q", "--dest-tls-verify=false"),
+                    *(f"oci:{layout}:latest", f"docker://{host}/bench:{serial}"),
+                ],
+                check=True,
+            )
         ours = Dockpy(place)
         stack.callback(ours.close)
         contestants: dict[str, list[str]] = {"dockpy": ours.command}
@@ -234,8 +234,9 @@ def main() -> None:
             if not options.only or name in options.only
         }
         plain = {"podman": ["--tls-verify=false"]}
-        for _ in range(options.rounds):
-            for name, took in floor(place / "layout", host).items():
+        for serial in range(options.rounds):
+            image = f"{host}/bench:{serial}"
+            for name, took in floor(place / f"layout{serial}", host).items():
                 parts.setdefault(name, Samples(name)).values.append(took)
             for name, command in contestants.items():
                 os.sync()
@@ -246,8 +247,6 @@ def main() -> None:
                     again.values.extend(wall([*pull, image]) for _ in range(3))
             if not options.no_push:
                 push_round(contestants, plain, place, image, ours, pushes)
-            for command in contestants.values():
-                subprocess.run([*command, "rmi", "-f", image], check=True, capture_output=True)
         peak = ours.peak() - ours.idle
         reference = pulls.get("docker")
         print(f"{options.layers} layers, {unpacked / 1e6:.0f} MB of tar streams")
@@ -282,8 +281,7 @@ def push_round(
             quiet = [] if name.startswith("podman") else ["-q"]
             took = wall([*push, *quiet, *plain.get(name, []), target])
             pushes.setdefault(name, Samples(f"{name} push")).values.append(took)
-            subprocess.run([*command, "rmi", target], check=True, capture_output=True)
-        shutil.rmtree(directory)
+        shutil.rmtree(directory)  # a few large files
 
 
 if __name__ == "__main__":

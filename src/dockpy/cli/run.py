@@ -300,7 +300,7 @@ def make_options() -> list[Option | Operand]:
         Switch("--privileged", help="Give it nearly all rights of the host's root"),
         Option(
             "--pull",
-            help="missing, never or always (there is no registry yet)",
+            help="missing, never or always (default: missing)",
             parse=flags.parse_pull,
             metavar="WHEN",
             default="missing",

@@ -64,7 +64,7 @@ def load(keeper: Keeper) -> Configuration:
     if not isinstance(values, dict):
         raise RequestError(f"{keeper.place}: not an object; correct it or remove it")
     for name in ("auths", "credHelpers"):
-        if not isinstance(values.get(name) or {}, dict):
+        if not isinstance(values.get(name), dict | None):
             raise RequestError(f"{keeper.place}: {name} is not an object")
     return values
 
