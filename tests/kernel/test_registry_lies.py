@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -697,3 +700,52 @@ def test_a_mirror_that_fails_is_passed_over(registry: LyingRegistry, root: Path)
             assert len(registry.requests("GET")) == before
         finally:
             place.close()
+
+
+# -- no room -----------------------------------------------------------------------------------
+
+ON_A_SMALL_DISK = """
+import json, os, subprocess, sys
+from pathlib import Path
+place = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "small", place], check=True)
+from dockpy.errors import RegistryError
+from dockpy.registry.settings import RegistrySettings
+from kernel.test_registry_lies import Place, layer, noise
+from lying_registry import lying_registry
+told = {}
+opened = Place(place, RegistrySettings())
+with lying_registry() as registry:
+    registry.put_image("large", layer(b"f", noise(6 << 20)), layer(b"g"))
+    registry.put_image("small", layer(b"f", noise(1 << 20)))
+    try:
+        opened.registries.pull_image(f"{registry.host}/large")
+    except RegistryError as error:
+        told["error"] = str(error)
+    opened.trash.wait(10)
+    told["left"] = opened.left()
+    told["then"] = opened.registries.pull_image(f"{registry.host}/small").new
+opened.close()
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.needs("mount_namespace")
+def test_a_pull_that_fills_the_disk_says_so_and_gives_the_room_back(tmp_path: Path) -> None:
+    tests = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private"),
+            *(sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}:{tests}"},
+        timeout=patient(60),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert "no room on the disk" in told["error"]
+    assert "remove images or containers" in told["error"]
+    assert (told["left"], told["then"]) == ([], True)
