@@ -74,7 +74,7 @@ class Graph:
                 self._torn[self._directory / name] = torn
             else:
                 self._images[name] = image
-                self._layers.hold(image.layers)
+        self._layers.hold(one for image in self._images.values() for one in image.layers)
         self._index = TruncIndex("image", self._images)
 
     # -- asking --------------------------------------------------------------------------------

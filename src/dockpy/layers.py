@@ -300,32 +300,34 @@ class LayerStore:
         Temporary directories go to the trash, and so do layers that nobody holds, unless `keep`.
         """
         for name in sorted(os.listdir(self.directory)):
-            path = self.directory / name
-            if name.startswith(TEMPORARY):
-                self._trash.discard(path)
-                yield Finding(path, "left unfinished", "removed")
-            elif not _ID.fullmatch(name):
-                continue
-            elif name not in self._holds:
-                if not keep:
-                    self._trash.discard(path)
-                repair = "kept, an image was set aside" if keep else "removed"
-                yield Finding(path, "a layer of no image", repair)
-            else:
+            path = f"{self.directory}/{name}"
+            if name in self._holds:
                 yield from _check_meta(path)
+            elif name.startswith(TEMPORARY):
+                self._trash.discard(Path(path))
+                yield Finding(Path(path), "left unfinished", "removed")
+            elif _ID.fullmatch(name):
+                if not keep:
+                    self._trash.discard(Path(path))
+                repair = "kept, an image was set aside" if keep else "removed"
+                yield Finding(Path(path), "a layer of no image", repair)
 
     def missing(self) -> set[str]:
         """Layers that somebody holds and that are not here."""
-        return {chain for chain in self._holds if not os.path.isdir(f"{self.tree(chain)}")}
+        place = str(self.directory)
+        return {chain for chain in self._holds if not os.path.isdir(f"{place}/{chain}/{DIFF}")}
 
 
-def _check_meta(path: Path) -> Iterator[Finding]:
+def _check_meta(path: str) -> Iterator[Finding]:
     # An empty file is what a power cut leaves; others are read, and checked, when they are used.
     try:
-        if not os.stat(f"{path}/{META}").st_size:
-            yield Finding(path / META, "is empty; remove its images and pull or load them again")
+        empty = not os.stat(f"{path}/{META}").st_size
     except FileNotFoundError:
-        yield Finding(path, f"has no {META}; pull or load its images again")
+        yield Finding(Path(path), f"has no {META}; pull or load its images again")
+    else:
+        if empty:
+            again = "is empty; remove its images and pull or load them again"
+            yield Finding(Path(path, META), again)
 
 
 def _placed(staged: StagedLayer, parent: str) -> Layer:

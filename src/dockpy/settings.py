@@ -92,14 +92,13 @@ def from_json(record: Mapping[str, Any]) -> Config:
 
     Raises TypeError or ValueError when the record is not one.
     """
-    values: dict[str, Any] = {}
-    for name, value in record.items():
-        if name not in _DEFAULTS:
-            continue
-        if name == "binds":
-            values[name] = tuple(Bind(*one) for one in value)
-        elif name == "ulimits":
-            values[name] = tuple(Ulimit(*one) for one in value)
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in record.items()
+        if name in _DEFAULTS
+    }
+    if "binds" in values:
+        values["binds"] = tuple(Bind(*one) for one in values["binds"])
+    if "ulimits" in values:
+        values["ulimits"] = tuple(Ulimit(*one) for one in values["ulimits"])
     return Config(**values)
