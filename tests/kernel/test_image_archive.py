@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from dockpy.image_archive.loading import Loaded, load
 from dockpy.image_archive.saving import Selected, save
 from dockpy.model import Config, Image
 from dockpy.records import Flusher, Trash
+from patience import patient
 from reference.tarblocks import END, file, header
 
 pytestmark = pytest.mark.needs("root")
@@ -324,6 +327,63 @@ def test_podman_loads_ours_and_we_load_what_it_saves(
             assert found.names == ("localhost/name:1",)
     finally:
         subprocess.run([*podman, "rmi", "-af"], capture_output=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def docker_engine(tmp_path: Path) -> Iterator[list[str]]:
+    """The command that talks to a dockerd of this test, which makes no network and no container."""
+    socket = tmp_path / "docker.sock"
+    server = subprocess.Popen(
+        [
+            *("dockerd", "--data-root", f"{tmp_path}/data", "--exec-root", f"{tmp_path}/exec"),
+            *("-H", f"unix://{socket}", "-p", f"{tmp_path}/pid", "--storage-driver", "vfs"),
+            *("--bridge=none", "--iptables=false", "--ip6tables=false"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    client = [shutil.which("docker", path="/usr/bin:/bin") or "docker", "-H", f"unix://{socket}"]
+    try:
+        deadline = time.monotonic() + patient(30)
+        while subprocess.run([*client, "version"], capture_output=True, check=False).returncode:
+            assert server.poll() is None, "dockerd ended"
+            assert time.monotonic() < deadline, "dockerd does not answer"
+            time.sleep(0.1)
+        yield client
+    finally:
+        server.terminate()
+        try:
+            server.wait(patient(20))
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.mark.needs("dockerd")
+def test_docker_loads_ours_and_we_load_what_it_saves(
+    graphs: Callable[[], Graph], tmp_path: Path, docker_engine: list[str]
+) -> None:
+    first = graphs()
+    base = image(first, layer(b"a=1"), cmd=("/a",))
+    top = image(first, layer(b"a=1"), layer(b"b=2", b".wh.a="), layer(b"b=2", b".wh.a="))
+    ours = tmp_path / "ours.tar"
+    selected = (Selected(base, ("base:1", "host.example/base:2")), Selected(top, ("top:1",)))
+    ours.write_bytes(saved(first, *selected))
+    tool(*docker_engine, "load", "-q", "-i", str(ours))
+    listed = tool(
+        *docker_engine, "images", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"
+    )
+    assert sorted(listed.split("\n")[:-1]) == sorted(
+        f"sha256:{one.image.id} {name}" for one in selected for name in one.names
+    )
+    theirs = tmp_path / "theirs.tar"
+    tool(*docker_engine, "save", "-o", str(theirs), "base:1", "host.example/base:2", "top:1")
+    found = loaded(second := graphs(), theirs.read_bytes())
+    assert {one.image.id: set(one.names) for one in found} == {
+        one.image.id: set(one.names) for one in selected
+    }
+    assert saved(second, *selected) == ours.read_bytes()
 
 
 @pytest.mark.needs("skopeo", "umoci")
