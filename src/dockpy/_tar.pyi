@@ -23,6 +23,9 @@ class Unpacker:
         whiteouts: bool,
         by_hand: bool = False,
         skeleton: bool = False,
+        merges: bool = False,
+        owner: int = -1,
+        group: int = -1,
     ) -> Self: ...
     @property
     def name(self) -> bytes: ...

@@ -176,6 +176,8 @@ cdef enum Problem:
     TOO_MANY_BYTES
     TOO_MUCH_METADATA
     TOO_MUCH_PADDING
+    DIRECTORY_THERE
+    FILE_THERE
     # The kernel's refusal; `error` holds errno.
     STEP_MEMORY = 100
     STEP_PARENT
@@ -193,6 +195,8 @@ cdef enum Problem:
     STEP_WHITEOUT
 
 ARCHIVE_PROBLEMS = {
+    DIRECTORY_THERE: "cannot overwrite a directory with something else",
+    FILE_THERE: "cannot overwrite a file with a directory",
     NOT_TAR: "not a tar archive, plain or compressed with gzip, bzip2, xz or zstd",
     EMPTY: "the archive is empty",
     DAMAGED: "damaged archive: a header does not match its checksum",
@@ -767,6 +771,9 @@ cdef class Unpacker:
     cdef Buffer records
     cdef Buffer arena
 
+    cdef bint merges
+    cdef int64_t owner
+    cdef int64_t group
     cdef bint keep_skeleton
     cdef Buffer tape
     cdef Buffer raw
@@ -779,13 +786,17 @@ cdef class Unpacker:
     cdef readonly int64_t ignored_attributes
 
     def __cinit__(self, int directory, *, int64_t max_bytes, int64_t max_entries, int max_path,
-                  int64_t max_metadata, bint whiteouts, bint by_hand=False, bint skeleton=False):
+                  int64_t max_metadata, bint whiteouts, bint by_hand=False, bint skeleton=False, bint merges=False,
+                  int64_t owner=-1, int64_t group=-1):
         self.root = dup(directory)
         self.file = -1
         self.parent = -1
         self.by_hand = by_hand
         self.whiteouts = whiteouts
         self.keep_skeleton = skeleton
+        self.merges = merges
+        self.owner = owner
+        self.group = group
         self.max_bytes = max_bytes
         self.max_entries = max_entries
         self.max_path = max_path
@@ -1234,8 +1245,8 @@ cdef class Unpacker:
         if uid < 0 or gid < 0 or uid >= UINT32_MAX or gid >= UINT32_MAX:
             return self.named(name, name_size, BAD_ID)
         self.mode = <mode_t>(mode & 0o7777)
-        self.uid = <uid_t>uid
-        self.gid = <gid_t>gid
+        self.uid = <uid_t>(uid if self.owner < 0 else self.owner)
+        self.gid = <gid_t>(gid if self.group < 0 else self.group)
         if kind == c"3" or kind == c"4":
             if parse_field(block + 329, 8, &major) or parse_field(block + 337, 8, &minor):
                 return self.named(name, name_size, BAD_NUMBER)
@@ -1392,6 +1403,8 @@ cdef class Unpacker:
         if fstatat(parent, name, &info, AT_SYMLINK_NOFOLLOW) != 0:
             return 0 if errno == ENOENT else self.refused(STEP_REMOVE, errno)
         was_whiteout[0] = (info.st_mode & S_IFMT) == S_IFCHR and info.st_rdev == 0
+        if self.merges and (info.st_mode & S_IFMT) == S_IFDIR:
+            return self.fail(DIRECTORY_THERE)
         if not was_whiteout[0]:
             self.replaced = True  # what the stream said before can no longer be read from the tree
         err = remove_entry(parent, name)
@@ -1493,6 +1506,8 @@ cdef class Unpacker:
                 if fstatat(parent, leaf, &info, AT_SYMLINK_NOFOLLOW) != 0:
                     return self.refused(STEP_MKDIR, errno)
                 if (info.st_mode & S_IFMT) != S_IFDIR:
+                    if self.merges:
+                        return self.fail(FILE_THERE)
                     if self.displace(parent, leaf, &was_whiteout) != 0:
                         return -1
                     if mkdirat(parent, leaf, 0o700) != 0:

@@ -23,7 +23,7 @@ from dockpy.compression import HEAD_SIZE, Compression, Readable, decoder, detect
 from dockpy.errors import BadArchive, DockpyError, KernelError, RequestError
 from dockpy.skeleton import SkeletonWriter
 
-__all__ = ["Budget", "Compression", "Extracted", "detect", "extract", "remove"]
+__all__ = ["Budget", "Compression", "Extracted", "detect", "extract", "extract_into", "remove"]
 
 _BUFFERS = 8
 _BUFFER_SIZE = 512 << 10
@@ -132,6 +132,40 @@ def extract(
         raise
     finally:
         os.close(target)
+
+
+def extract_into(
+    source: BinaryIO | int, directory: int, *, owner: tuple[int, int] | None = None
+) -> int:
+    """Unpack a tar stream into a directory that has content; the number of entries.
+
+    Files are replaced, directories kept, and neither becomes the other. Nothing outside the
+    directory at that descriptor changes, whatever links it holds or somebody puts there meanwhile.
+    `owner`: user and group of everything made, instead of the archive's. Names of whiteouts are
+    ordinary names. On failure what was made so far stays. Raises BadArchive, KernelError.
+    """
+    limits = Budget()
+    unpacker = Unpacker(
+        directory,
+        max_bytes=limits.size,
+        max_entries=limits.entries,
+        max_path=limits.path,
+        max_metadata=limits.metadata,
+        whiteouts=False,
+        merges=True,
+        owner=-1 if owner is None else owner[0],
+        group=-1 if owner is None else owner[1],
+    )
+    try:
+        with _Stream(source) as stream:
+            for piece in stream.pieces():
+                if not unpacker.feed(piece):
+                    raise _failure(unpacker)
+            if not unpacker.finish():
+                raise _failure(unpacker)
+        return unpacker.entries
+    finally:
+        unpacker.close()
 
 
 def remove(path: Path) -> None:

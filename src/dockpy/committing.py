@@ -7,15 +7,13 @@ one pass, nothing on the disk but the layer. The container's files are only read
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dockpy import image_config
-from dockpy.errors import DockpyError, StoreError
+from dockpy.copying import packed
+from dockpy.errors import StoreError
 from dockpy.graph import Graph, Layer, StagedLayer
 from dockpy.image_config import HistoryEntry
 from dockpy.model import Config, Image
@@ -75,42 +73,9 @@ def stage_upper(graph: Graph, upper: Path) -> StagedLayer:
 
     Blocks. Raises KernelError, and RequestError for names that no layer can say.
     """
-    with upper_stream(upper) as stream:
-        return graph.stage_layer(stream)
-
-
-@contextmanager
-def upper_stream(upper: Path) -> Iterator[int]:
-    """A descriptor to read the upper from, as a layer stream. Its error is raised at the end."""
     directory = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    failures: list[BaseException] = []
-
-    def pack() -> None:
-        try:
-            pack_layer(directory, writer, digest=False)
-        except BaseException as failure:
-            failures.append(failure)
-        finally:
-            os.close(writer)
-
-    packing = threading.Thread(target=pack, name="commit", daemon=True)
-    packing.start()
     try:
-        try:
-            yield reader
-        finally:
-            os.close(reader)
-            packing.join()
-            os.close(directory)
-    except DockpyError:
-        raise_first(failures)  # a torn stream is what the reader saw of it
-        raise
-    raise_first(failures)
-
-
-def raise_first(failures: list[BaseException]) -> None:
-    """Raise the packer's own error, if there is one that the reader did not cause."""
-    for failure in failures:
-        if not isinstance(getattr(failure, "__cause__", None), BrokenPipeError):
-            raise failure
+        with packed(lambda out: pack_layer(directory, out, digest=False)) as stream:
+            return graph.stage_layer(stream)
+    finally:
+        os.close(directory)

@@ -28,11 +28,11 @@ from dockpy.errors import Conflict, RequestError
 from dockpy.execution import Execution
 from dockpy.logs import LogEntry, copy_log, read_log
 from dockpy.model import Change, Config, Exec, Image, State, Status
-from dockpy.mounts import overlay_view
+from dockpy.mounts import overlay, overlay_view
 from dockpy.packing import Packed, pack_layer, pack_tree
 from dockpy.settings import command
 from dockpy.signals import exit_code, parse_signal
-from dockpy.supervision import Attachment, Run, Streams
+from dockpy.supervision import Attachment, Run, Streams, root_of
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,9 @@ class Engine(Protocol):
 
     def frozen(self, run: Run) -> AbstractContextManager[None]:
         """A run's processes stand still while inside."""
+
+    def changed(self, container: Container) -> None:
+        """Its files were written while it did not run: the mount of them was no start."""
 
     def lowers_of(self, container: Container) -> Sequence[Path]:
         """The directories below its upper, top-most first."""
@@ -361,6 +364,31 @@ class Container:
                 return pack_tree(root, out, digest=False)
         finally:
             os.close(view)
+
+    @contextmanager
+    def root(self, *, writable: bool) -> Iterator[int]:
+        """A descriptor of its root directory: with what is mounted in it while it runs.
+
+        It is neither started nor removed meanwhile. Conflict when it is being removed.
+        """
+        with self.steady(pause=False):
+            with self._lock:
+                run = self._run if self._state.running else None
+            if run is not None:
+                view = root_of(run)
+            elif writable:
+                work = self.directory / "work"
+                view = overlay(
+                    self._engine.lowers_of(self), self.directory / "upper", work, volatile=False
+                )
+            else:
+                view = overlay_view([self.directory / "upper", *self._engine.lowers_of(self)])
+            try:
+                yield view
+            finally:
+                os.close(view)
+                if run is None and writable:
+                    self._engine.changed(self)
 
     def export_rw(self, out: int) -> Packed:
         """Write what it changed to a descriptor, as an image's layer says it. Blocks."""

@@ -8,7 +8,6 @@ filter and limits, unless it is privileged.
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,15 @@ from dockpy.errors import Conflict, KernelError, RequestError
 from dockpy.model import Config
 from dockpy.settings import command, environment
 from dockpy.start import EnterSpec, enter_plan
-from dockpy.supervision import Attachment, Run, StartRequest, Streams, Supervision
+from dockpy.supervision import (
+    Attachment,
+    Run,
+    StartRequest,
+    Streams,
+    Supervision,
+    has_ended,
+    root_of,
+)
 
 TRACERS = ("SYS_PTRACE",)
 
@@ -105,30 +112,9 @@ def enter(
         outcome, attachments = supervision.start(request, attach)
         if not isinstance(outcome, tuple):
             return outcome, attachments
-        if ended(entry.run):
+        if has_ended(entry.run):
             raise Conflict("the container has ended; start it first")
         raise plan.error(*outcome)
-
-
-def root_of(run: Run) -> int:
-    """A descriptor of a running container's root directory. Conflict when it has ended."""
-    try:
-        root = os.open(f"/proc/{run.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Conflict("the container has ended; start it first") from error
-    if ended(run):  # then the number may be another process's by now
-        os.close(root)
-        raise Conflict("the container has ended; start it first")
-    return root
-
-
-def ended(run: Run) -> bool:
-    poller = select.poll()
-    try:
-        poller.register(run.pidfd, select.POLLIN)
-        return bool(poller.poll(0))
-    except (OSError, ValueError):  # it was closed under our hands: the run is over
-        return True
 
 
 def streams_in(pile: Pile, config: Config, root: int) -> tuple[Theirs, tuple[int, int, int, int]]:

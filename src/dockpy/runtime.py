@@ -491,6 +491,11 @@ class Runtime:
         finally:
             cgroup.thaw()
 
+    def changed(self, container: Container) -> None:
+        """Its files were written while it did not run: the mount of them was no start."""
+        if not container.config.auto_remove:
+            self._write_state(container.record, container.state)
+
     def lowers_of(self, container: Container) -> Sequence[Path]:
         """The directories below a container's upper, top-most first."""
         return [*self.graph.lower_directories(container.image), self.root / "base"]

@@ -32,7 +32,7 @@ from typing import Any, Protocol
 
 from dockpy import stdio
 from dockpy._copy import JOURNAL_SIZE
-from dockpy.errors import RequestError, SupervisorLost
+from dockpy.errors import Conflict, RequestError, SupervisorLost
 from dockpy.messages import DESCRIPTOR_LIMIT, receive, send
 
 log = logging.getLogger(__name__)
@@ -838,6 +838,27 @@ class _Parcel:
                 f"too many mounts and streams: {len(self.descriptors)} descriptors, "
                 f"and one start takes {DESCRIPTOR_LIMIT - 1}; name fewer mounts"
             )
+
+
+def root_of(run: Run) -> int:
+    """A descriptor of a running container's root directory. Conflict when it has ended."""
+    try:
+        root = os.open(f"/proc/{run.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Conflict("the container has ended; start it first") from error
+    if has_ended(run):  # then the number may be another process's by now
+        os.close(root)
+        raise Conflict("the container has ended; start it first")
+    return root
+
+
+def has_ended(run: Run) -> bool:
+    poller = select.poll()
+    try:
+        poller.register(run.pidfd, select.POLLIN)
+        return bool(poller.poll(0))
+    except (OSError, ValueError):  # it was closed under our hands: the run is over
+        return True
 
 
 def exit_status(pidfd: int, pid: int) -> int:

@@ -60,6 +60,7 @@ def test_a_client_in_the_background_is_stopped_before_it_takes_a_key(there: Door
         eventually(lambda: there[1].seen, "the command runs")
         terminal.type("mine\n")
         terminal.expect("shell has mine")
+        terminal.expect('"${@}"\r\n')  # what fg brings to the front
         terminal.type("yours\n")
         terminal.expect("yours\r\nyours\r\n")
         terminal.type(CTRL_D)

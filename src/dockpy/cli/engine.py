@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -98,6 +99,8 @@ class EngineContainer(EngineProgram, Protocol):
     def execute(self, wanted: Exec) -> EngineExecution: ...
 
     def changes(self) -> Sequence[Change]: ...
+
+    def root(self, *, writable: bool) -> AbstractContextManager[int]: ...
 
     def export(self, out: int) -> object: ...
 

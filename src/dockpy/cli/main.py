@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from dockpy.cli import (
+    copy,
     execute,
     files,
     history,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
         listing.ps,
         logs.logs,
         inspect.inspect,
+        copy.cp,
         files.commit,
         files.diff,
         files.export,

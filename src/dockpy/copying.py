@@ -1,0 +1,203 @@
+"""Files from one root directory to another: `cp` between a container and its host.
+
+Both sides are a descriptor of a root and a path inside it. Paths are resolved there (openat2 with
+RESOLVE_IN_ROOT), so no link leads out, also when it is put there in the middle of the copy: what
+was looked at is used by its descriptor. The bytes travel as a tar stream.
+
+The rules are those of `docker cp`, as its reference documents them.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from dockpy.archive import extract_into
+from dockpy.errors import DockpyError, RequestError
+from dockpy.mounts import open_in_root
+from dockpy.packing import pack_path, pack_tree
+
+LINKS = 40
+"""How many links one path may go through, as the kernel has it."""
+Owner = tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A path below a root directory, and what errors call it."""
+
+    root: int
+    path: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a path leads to: `leaf` in `parent`. `mode`: 0 when nothing is there.
+
+    `leaf` is empty for a directory that has no name (`/`, `..`); `parent` is then that directory.
+    """
+
+    parent: int
+    leaf: str
+    mode: int
+    slash: bool
+    contents: bool
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+def copy(source: Side, target: Side, *, follow: bool = False, owner: Owner = None) -> None:
+    """Copy a file or a directory with all in it. Blocks; on failure a part may be there.
+
+    `follow`: when the source is a link, what it leads to. `owner`: of everything made; None keeps
+    the source's. Raises RequestError, KernelError.
+    """
+    with ExitStack() as opened:
+        found = find(opened, source, follow=follow)
+        if not found.mode:
+            raise RequestError(f"{source.label}: no such file or directory")
+        if found.slash and not found.is_directory:
+            raise RequestError(f"{source.label} is not a directory; leave out the slash at its end")
+        place, name = destination(opened, target, found)
+        with packed(lambda out: pack(found, name, out)) as stream:
+            extract_into(stream, place, owner=owner)
+
+
+def copy_out(source: Side, out: int, *, follow: bool = False) -> None:
+    """Write a file or a directory as tar to a descriptor, under its own name. Blocks."""
+    with ExitStack() as opened:
+        found = find(opened, source, follow=follow)
+        if not found.mode:
+            raise RequestError(f"{source.label}: no such file or directory")
+        pack(found, "" if found.contents else found.leaf, out)
+
+
+def copy_in(source: int, target: Side, *, owner: Owner = None) -> None:
+    """Unpack a tar stream into a directory that is there. Blocks."""
+    with ExitStack() as opened:
+        found = find(opened, target, follow=True)
+        if not found.mode:
+            raise RequestError(f"{target.label}: no such directory; create it first")
+        if not found.is_directory:
+            raise RequestError(f"{target.label} is not a directory; a tar stream needs one")
+        extract_into(source, directory_of(opened, found), owner=owner)
+
+
+def destination(opened: ExitStack, target: Side, source: Found) -> tuple[int, str]:
+    """The directory to unpack into, and the name that the source gets there ("": its contents)."""
+    found = find(opened, target, follow=True)
+    if found.is_directory:
+        name = "" if source.contents or not source.leaf else source.leaf
+        return directory_of(opened, found), name
+    if found.mode:
+        if source.is_directory:
+            raise RequestError(f"cannot copy a directory onto the file {target.label}")
+        if found.slash:
+            raise RequestError(f"{target.label} is not a directory")
+        return found.parent, found.leaf
+    if found.slash and not source.is_directory:
+        raise RequestError(f"{target.label}: no such directory; create it first")
+    return found.parent, found.leaf
+
+
+def find(opened: ExitStack, side: Side, *, follow: bool) -> Found:
+    """Resolve a path down to its last name; that one too when `follow`, or when a slash ends it."""
+    contents = side.path.endswith("/.") or side.path == "."
+    slash = contents or side.path.endswith("/")
+    path = side.path
+    for _ in range(LINKS):
+        path = path.rstrip("/")
+        while path.endswith("/."):
+            path = path[:-2].rstrip("/")
+        above, leaf = posixpath.split(path)
+        if leaf in ("", ".", ".."):
+            parent = open_directory(opened, side, path or "/")
+            return Found(parent, "", os.fstat(parent).st_mode, slash, True)
+        parent = open_directory(opened, side, above or "/")
+        try:
+            mode = os.stat(leaf, dir_fd=parent, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            mode = 0
+        if not stat.S_ISLNK(mode) or not (follow or slash):
+            return Found(parent, leaf, mode, slash, contents)
+        path = posixpath.join(above, os.readlink(leaf, dir_fd=parent))
+    raise RequestError(f"{side.label}: too many symbolic links")
+
+
+def open_directory(opened: ExitStack, side: Side, path: str) -> int:
+    """A descriptor of a directory below the side's root, closed with `opened`."""
+    try:
+        found = open_in_root(side.root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise RequestError(f"{side.label}: no such directory {path}") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RequestError(f"{side.label}: {path}: {why}") from error
+    opened.callback(os.close, found)
+    return found
+
+
+def directory_of(opened: ExitStack, found: Found) -> int:
+    """A descriptor of the directory that was found, which is no link any more."""
+    if not found.leaf:
+        return found.parent
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        directory = os.open(found.leaf, flags, dir_fd=found.parent)
+    except OSError as error:
+        raise RequestError(f"{found.leaf}: {error.strerror}") from error
+    opened.callback(os.close, directory)
+    return directory
+
+
+def pack(found: Found, name: str, out: int) -> None:
+    """Write what was found as tar under a name ("": the contents of a directory)."""
+    if found.leaf and name:
+        pack_path(found.parent, os.fsencode(found.leaf), out, name=os.fsencode(name), digest=False)
+        return
+    with ExitStack() as opened:
+        tree = directory_of(opened, found)
+        pack_tree(tree, out, name=os.fsencode(name), digest=False)
+
+
+@contextmanager
+def packed(write: Callable[[int], object]) -> Iterator[int]:
+    """A descriptor to read what `write` writes to another; its error is raised at the end."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            write(writer)
+        except BaseException as failure:
+            failures.append(failure)
+        finally:
+            os.close(writer)
+
+    packing = threading.Thread(target=work, name="pack", daemon=True)
+    packing.start()
+    try:
+        try:
+            yield reader
+        finally:
+            os.close(reader)
+            packing.join()
+    except DockpyError:
+        raise_first(failures)  # a torn stream is what the reader saw of it
+        raise
+    raise_first(failures)
+
+
+def raise_first(failures: list[BaseException]) -> None:
+    """Raise the writer's own error, if there is one that the reader did not cause."""
+    for failure in failures:
+        if not isinstance(getattr(failure, "__cause__", None), BrokenPipeError):
+            raise failure
