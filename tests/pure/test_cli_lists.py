@@ -268,9 +268,10 @@ def test_rmi_by_id_wants_force_for_several_names(caller: Caller, images: FakeEng
 
 def test_rmi_keeps_what_containers_and_images_need(caller: Caller, images: FakeEngine) -> None:
     container = images.create(Config(image="team/app:v1", cmd=("ls",)), "one")
-    assert "used by stopped container aaaaaaaaaaaa" in caller("rmi", "-f", "team/app:v1")[2]
+    assert "used by stopped container aaaaaaaaaaaa" in caller("rmi", "team/app:v1")[2]
     container.state = State(status=Status.RUNNING)
-    assert "used by running container aaaaaaaaaaaa" in caller("rmi", "-f", "team/app:v1")[2]
+    assert "used by running container aaaaaaaaaaaa" in caller("rmi", "team/app:v1")[2]
+    assert "used by running container aaaaaaaaaaaa" in caller("rmi", "-f", "222")[2]
     assert "1 images made from it" in caller("rmi", "555")[2]
     assert {"2" * 64, "5" * 64} <= set(images.graph.images)
 

@@ -1,4 +1,4 @@
-"""images import tag rmi: what containers are made from."""
+"""images import tag: what containers are made from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from dockpy.cli import filters as filtering
@@ -16,7 +17,7 @@ from dockpy.cli.engine import Engine
 from dockpy.cli.render import Listing, ago, created_at, size_text
 from dockpy.cli.session import Session
 from dockpy.download import is_url, open_url
-from dockpy.errors import Conflict, DockpyError, RequestError, UsageError
+from dockpy.errors import RequestError, UsageError
 from dockpy.model import Config, Image
 from dockpy.references import Reference, check_tag, parse
 
@@ -35,12 +36,17 @@ IMAGES = Listing(
     default="{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}",
     quiet="ID",
 )
+IMAGES_WITH_DIGESTS = replace(
+    IMAGES,
+    default="{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}",
+)
 
 
 @command(
     "images",
     "List images.",
     Switch("-a", "--all", help="Also those without a name that others are made from"),
+    Switch("--digests", help="Show the digest a registry knows each by"),
     Option(
         "-f",
         "--filter",
@@ -59,18 +65,28 @@ IMAGES = Listing(
     ),
     Switch("--no-trunc", help="Do not shorten ids"),
     Switch("-q", "--quiet", help="Only ids"),
+    Switch("--tree", help="Show what was made from what"),
+    Switch("--viz", help="The same as a graph for dot (graphviz)"),
     Operand("name", "repository[:tag]", required=False),
 )
 def images(
     session: Session,
     *,
     all: bool,
+    digests: bool,
     filters: Sequence[tuple[str, str]],
     form: str,
     no_trunc: bool,
     quiet: bool,
+    tree: bool,
+    viz: bool,
     name: str | None,
 ) -> int:
+    if tree or viz:
+        if quiet or filters or form or name or digests or (tree and viz):
+            raise UsageError("--tree and --viz show all images; leave out the rest")
+        session.write((tree_text if tree else viz_text)(session.runtime, shorten=not no_trunc))
+        return 0
     wanted = filtering.group(filters, FILTERS)
     found = select(session.runtime, wanted, everything=all)
     if name is not None:
@@ -78,10 +94,54 @@ def images(
         found = [one for one in found if is_asked(one[1], asked)]
     now = time.time()
     rows = [row(image, label, now, shorten=not no_trunc) for image, label in found]
+    if digests or "Digest" in form or form == "json":
+        for each, (image, label) in zip(rows, found, strict=True):
+            each["Digest"] = digest_of(session.runtime, image, label)
     if quiet:
         rows = list({each["ID"]: each for each in rows}.values())
-    session.write(IMAGES.render(rows, form=form, quiet=quiet))
+    listing = IMAGES_WITH_DIGESTS if digests else IMAGES
+    session.write(listing.render(rows, form=form, quiet=quiet))
     return 0
+
+
+def tree_text(engine: Engine, *, shorten: bool) -> str:
+    """Every image below the one it was made from, newest last."""
+    names = engine.tags.by_id()
+    images = {image.id: image for image in engine.graph.all()}
+    children: dict[str, list[Image]] = {}
+    for image in sorted(images.values(), key=lambda one: (one.created, one.id)):
+        children.setdefault(image.parent if image.parent in images else "", []).append(image)
+    lines: list[str] = []
+    waiting = [("", one, number == 0) for number, one in enumerate(children.get("", [])[::-1])]
+    while waiting:
+        lead, image, last = waiting.pop()
+        below = children.get(image.id, [])
+        fork = ("\u2514" if last else "\u251c") + "\u2500" + ("\u252c" if below else "\u2500")
+        tags = f" Tags: {', '.join(sorted(names[image.id]))}" if names.get(image.id) else ""
+        shown = image.short_id if shorten else image.id
+        lines.append(f"{lead}{fork}{shown} Size: {size_text(image.size)}{tags}\n")
+        deeper = lead + (" " if last else "\u2502")
+        waiting += [(deeper, one, number == 0) for number, one in enumerate(below[::-1])]
+    return "".join(lines)
+
+
+def viz_text(engine: Engine, *, shorten: bool) -> str:
+    """The same as a graph in graphviz's language."""
+    names = engine.tags.by_id()
+    lines = ["digraph docker {\n"]
+    for image in sorted(engine.graph.all(), key=lambda one: (one.created, one.id)):
+        shown = image.short_id if shorten else image.id
+        parent = image.parent[:12] if shorten else image.parent
+        if parent:
+            lines.append(f' "{parent}" -> "{shown}"\n')
+        else:
+            lines.append(f' base -> "{shown}" [style=invis]\n')
+        if names.get(image.id):
+            label = "\\n".join((shown, *sorted(names[image.id])))
+            shape = 'shape=box,fillcolor="paleturquoise",style="filled,rounded"'
+            lines.append(f' "{shown}" [label="{label}",{shape}];\n')
+    lines.append(" base [style=invisible]\n}\n")
+    return "".join(lines)
 
 
 def is_asked(label: str, asked: Reference) -> bool:
@@ -119,6 +179,12 @@ def select(
                 continue
         found += [(image, label) for label in labels or [""]]
     return found
+
+
+def digest_of(engine: Engine, image: Image, label: str) -> str:
+    """The digest the registry of that name knows the image by, or NONE."""
+    repository = label.rpartition(":")[0]
+    return (engine.registries.digest(image.id, repository) if repository else "") or NONE
 
 
 def fits_reference(label: str, patterns: Sequence[str]) -> bool:
@@ -227,69 +293,3 @@ def tag(session: Session, *, image: str, name: str, tag: str | None, force: bool
     repository, chosen = name_of(name, tag)
     session.runtime.tags.set(repository, chosen, image, force=True)
     return 0
-
-
-@command(
-    "rmi",
-    "Remove images.\n\n"
-    "By name: the name, and the image with its last name. By id: all of it. An image that a "
-    "container was made from stays, as its files are the container's too.",
-    Switch("-f", "--force", help="Also by id when it has several names"),
-    Operand("images", "image", many=True),
-)
-def rmi(session: Session, *, images: tuple[str, ...], force: bool) -> int:
-    code = 0
-    for name in images:
-        try:
-            session.write("".join(f"{line}\n" for line in remove(session.runtime, name, force)))
-        except DockpyError as error:
-            session.error(f"dockpy: {error}")
-            code = 1
-    return code
-
-
-def remove(engine: Engine, name: str, force: bool) -> list[str]:
-    """Remove a name, or an image; the lines that tell what was removed. Conflict when in use."""
-    image = engine.tags.lookup_image(name)
-    labels = sorted(engine.tags.by_id().get(image.id, ()))
-    named = label_of(name, labels)
-    if named is not None and len(labels) > 1:
-        untag(engine, named)
-        return [f"Untagged: {named}"]
-    if len(labels) > 1 and not force:
-        raise Conflict(f"image {name} has {len(labels)} names; remove them, or use rmi -f")
-    check_unused(engine, image, name)
-    for label in labels:
-        untag(engine, label)
-    engine.graph.delete(image.id)
-    engine.registries.sweep()
-    return [*(f"Untagged: {label}" for label in labels), f"Deleted: sha256:{image.id}"]
-
-
-def check_unused(engine: Engine, image: Image, name: str) -> None:
-    """Conflict when a container, also a stopped one, or another image needs it."""
-    for container in engine.containers_of(image):
-        if container.state.running:
-            raise Conflict(
-                f"image {name} is used by running container {container.short_id}; stop it first"
-            )
-        raise Conflict(
-            f"image {name} is used by stopped container {container.short_id}; remove it first"
-        )
-    children = engine.graph.by_parent().get(image.id, ())
-    if children:
-        raise Conflict(f"image {name} has {len(children)} images made from it; remove them first")
-
-
-def label_of(name: str, labels: Sequence[str]) -> str | None:
-    """The name `repository:tag` the user meant; None when it was an id."""
-    for candidate in (name, f"{name}:latest"):
-        if candidate in labels:
-            return candidate
-    return None
-
-
-def untag(engine: Engine, label: str) -> None:
-    """Remove one name."""
-    repository, _, tag = label.rpartition(":")
-    engine.tags.delete(repository, tag)

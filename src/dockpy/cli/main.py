@@ -17,6 +17,7 @@ from dockpy.cli import (
     listing,
     logs,
     registry,
+    removing,
     saving,
     system,
 )
@@ -55,7 +56,7 @@ COMMANDS: dict[str, Command] = {
         saving.load,
         saving.save,
         images.tag,
-        images.rmi,
+        removing.rmi,
         registry.pull,
         registry.push,
         registry.login,

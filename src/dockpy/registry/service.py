@@ -138,6 +138,16 @@ class Registries:
         image_id = self.origins.find(repository.host, repository.path, remote.digest)
         return self._graph.get(image_id) if image_id else None
 
+    def digest(self, image_id: str, repository: str) -> str:
+        """The digest that repository knows an image by, the newest of several; "" when none."""
+        named = resolve(repository, self.settings).repository
+        known = [
+            one.digest
+            for one in self.origins.of(image_id)
+            if (one.host, one.path) == (named.host, named.path)
+        ]
+        return known[-1] if known else ""
+
     # -- pulling -------------------------------------------------------------------------------
 
     @talking
