@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,4 +147,29 @@ def test_an_exec_goes_on_under_the_next_daemon(engine_of: Client) -> None:
         kill(supervisor)
     assert "sleep 333" in client.ok("exec", "box", "ps", "-o", "args").out
     assert client("exec", "box", "sh", "-c", "exit 6").code == 6
+    client.remove_all()
+
+
+def test_a_daemon_killed_while_it_commits_leaves_nobody_frozen_and_nothing_half_made(
+    engine_of: Client,
+) -> None:
+    client = engine_of
+    script = (
+        "mkdir /d; for i in $(seq 2000); do echo $i > /d/$i; done; echo ready; "
+        "while :; do date; usleep 20000; done"
+    )
+    client.ok("run", "-d", "--name", "busy", "base", "sh", "-c", script)
+    eventually(lambda: "ready" in client.ok("logs", "busy").out, "it has written its files")
+    before = client.ok("images", "-aq").lines
+    for pause in (0.0, 0.05, 0.1, 0.2):
+        with client.started("commit", "busy"):
+            time.sleep(pause)
+            kill(daemon_of(client))
+        lines = len(client.ok("logs", "busy").lines)
+        eventually(lambda n=lines: len(client.ok("logs", "busy").lines) > n, "it goes on")
+    for name in set(client.ok("images", "-aq").lines) - set(before):  # those that were whole
+        assert client.ok("run", "--rm", name, "ls", "/d").out.count("\n") == 2000
+        client.ok("rmi", name)
+    layers = os.listdir(client.root / "layers")
+    assert len(layers) == 1
     client.remove_all()
