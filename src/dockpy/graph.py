@@ -171,7 +171,7 @@ class Graph:
         """Unpack a layer beside its place; any number of threads may. See `LayerStore.stage`."""
         return self._layers.stage(source, expected=expected, limits=limits)
 
-    def keep_stream(self, staged: StagedLayer, source: int) -> StagedLayer:
+    def keep_stream(self, staged: StagedLayer, source: BinaryIO | int) -> StagedLayer:
         """Keep the stream of a layer that is not `repeatable`. See `LayerStore.keep_stream`."""
         return self._layers.keep_stream(staged, source)
 

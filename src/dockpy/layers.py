@@ -20,10 +20,11 @@ import json
 import os
 import re
 import secrets
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -166,38 +167,37 @@ class LayerStore:
             (directory / SKELETON).unlink()
             if not expected:  # then the stream that the tree can say again names it
                 return _canonical(staged)
-            if began is None or not isinstance(source, int):
+            if began is None:
                 return staged
-            os.lseek(source, began, os.SEEK_SET)
+            if isinstance(source, int):
+                os.lseek(source, began, os.SEEK_SET)
+            else:
+                source.seek(began)
             return self.keep_stream(staged, source)
 
-    def keep_stream(self, staged: StagedLayer, source: int) -> StagedLayer:
-        """Keep a layer's stream beside its tree, from a descriptor of it as it came; blocks.
+    def keep_stream(self, staged: StagedLayer, source: BinaryIO | int) -> StagedLayer:
+        """Keep a layer's stream beside its tree; blocks.
 
-        Compressed streams are kept as they are. Raises KernelError.
+        `source` gives it as it came and can be sought. Compressed streams are kept as they are.
+        Raises KernelError.
         """
-        head = os.pread(source, HEAD_SIZE, os.lseek(source, 0, os.SEEK_CUR))
         try:
-            with (
-                os.fdopen(os.dup(source), "rb", buffering=0) as given,
-                open(staged.directory / STREAM, "wb") as kept,
-            ):
+            with contextlib.ExitStack() as rest:
+                kept = rest.enter_context(open(staged.directory / STREAM, "wb"))
+                given = source
+                if isinstance(given, int):
+                    given = rest.enter_context(os.fdopen(os.dup(given), "rb"))
+                head = given.read(HEAD_SIZE)
+                given.seek(-len(head), os.SEEK_CUR)
                 if detect(head) is Compression.NONE:
                     zstandard.ZstdCompressor(level=3).copy_stream(given, kept)
                 else:
-                    while piece := given.read(1 << 20):
-                        kept.write(piece)
+                    shutil.copyfileobj(given, kept, 1 << 20)
         except OSError as refusal:
             raise KernelError(
                 "keep layer", refusal.errno or errno.EIO, str(staged.directory / STREAM)
             ) from refusal
-        return StagedLayer(
-            directory=staged.directory,
-            diff_id=staged.diff_id,
-            size=staged.size,
-            entries=staged.entries,
-            stream=staged.stream,
-        )
+        return replace(staged, repeatable=True)
 
     def discard(self, staged: StagedLayer) -> None:
         """Give up a layer that was not placed."""
@@ -360,13 +360,7 @@ def _canonical(staged: StagedLayer) -> StagedLayer:
         opened(NOWHERE, os.O_WRONLY) as out,
     ):
         packed = packing.pack_layer(tree, out)
-    return StagedLayer(
-        directory=staged.directory,
-        diff_id=packed.digest,
-        size=staged.size,
-        entries=staged.entries,
-        stream=packed.size,
-    )
+    return replace(staged, diff_id=packed.digest, stream=packed.size, repeatable=True)
 
 
 def _stream_of(directory: Path, tree: int, out: int) -> Packed:
@@ -399,12 +393,12 @@ def _damaged() -> DockpyError:
 
 
 def _position(source: BinaryIO | int) -> int | None:
-    """Where a descriptor stands; None when it cannot go back there."""
-    if not isinstance(source, int):
-        return None
+    """Where a source stands; None when it cannot go back there."""
     try:
-        return os.lseek(source, 0, os.SEEK_CUR)
-    except OSError:
+        if isinstance(source, int):
+            return os.lseek(source, 0, os.SEEK_CUR)
+        return source.tell() if source.seekable() else None
+    except (OSError, AttributeError):
         return None
 
 

@@ -17,13 +17,15 @@ from pathlib import Path
 import pytest
 
 from dockpy.errors import BadArchive, DockpyError
-from dockpy.graph import Graph
+from dockpy.graph import Graph, Layer
 from dockpy.image_archive.loading import Loaded, load
 from dockpy.image_archive.saving import Selected, save
 from dockpy.model import Config, Image
 from dockpy.records import Flusher, Trash
 from patience import patient
 from reference.tarblocks import END, file, header
+
+Way = Callable[[Graph, bytes], list[Loaded]]
 
 pytestmark = pytest.mark.needs("root")
 
@@ -50,7 +52,7 @@ def layer(*files: bytes) -> bytes:
 
 
 def image(graph: Graph, *layers: bytes, **config: object) -> Image:
-    placed = []
+    placed: list[Layer] = []
     for data in layers:
         parent = placed[-1].chain_id if placed else ""
         placed.append(graph.register_layer(io.BytesIO(data), parent=parent))
@@ -68,7 +70,22 @@ def saved(graph: Graph, *selected: Selected) -> bytes:
 
 
 def loaded(graph: Graph, data: bytes) -> list[Loaded]:
+    """From a file, where it is read as it lies when it is plain."""
+    descriptor = os.memfd_create("archive")
+    try:
+        os.write(descriptor, b"before" + data)
+        os.lseek(descriptor, len(b"before"), os.SEEK_SET)
+        return load(graph, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def streamed(graph: Graph, data: bytes) -> list[Loaded]:
+    """From what cannot be sought: it is unpacked first."""
     return load(graph, io.BytesIO(data))
+
+
+WAYS = pytest.mark.parametrize("way", [loaded, streamed])
 
 
 def content(graph: Graph, of: Image, name: str) -> bytes:
@@ -86,14 +103,17 @@ def left_in(graph: Graph) -> list[str]:
 # -- ours to ours ------------------------------------------------------------------------------
 
 
-def test_what_was_saved_is_loaded_with_ids_names_and_files(graphs: Callable[[], Graph]) -> None:
+@WAYS
+def test_what_was_saved_is_loaded_with_ids_names_and_files(
+    graphs: Callable[[], Graph], way: Way
+) -> None:
     first, second = graphs(), graphs()
     base = image(first, layer(b"a=1"), cmd=("/a",))
     top = image(first, layer(b"a=1"), layer(b"b=2", b".wh.a="), env=("X=1",))
     data = saved(
         first, Selected(base, ("base:latest",)), Selected(top, ("top:1", "host:5000/top:2"))
     )
-    found = loaded(second, data)
+    found = way(second, data)
     assert [(one.image.id, one.names) for one in found] == [
         (base.id, ("base:latest",)),
         (top.id, ("top:1", "host:5000/top:2")),
@@ -104,11 +124,12 @@ def test_what_was_saved_is_loaded_with_ids_names_and_files(graphs: Callable[[], 
     assert found[1].image.config.env == ("X=1",)
 
 
-def test_the_same_images_give_the_same_bytes(graphs: Callable[[], Graph]) -> None:
+@WAYS
+def test_the_same_images_give_the_same_bytes(graphs: Callable[[], Graph], way: Way) -> None:
     first, second = graphs(), graphs()
     made = image(first, layer(b"a=1"), layer(b"c=3"))
     data = saved(first, Selected(made, ("x:1",)))
-    again = loaded(second, data)[0].image
+    again = way(second, data)[0].image
     assert saved(second, Selected(again, ("x:1",))) == data
 
 
@@ -231,37 +252,118 @@ HOSTILE: dict[str, dict[str, bytes | str]] = {
 }
 
 
-def test_the_good_twin_of_the_hostile_ones_is_read(graphs: Callable[[], Graph]) -> None:
-    assert loaded(graphs(), archive(**GOOD))[0].names == ("x:1",)
+@WAYS
+def test_the_good_twin_of_the_hostile_ones_is_read(graphs: Callable[[], Graph], way: Way) -> None:
+    assert way(graphs(), archive(**GOOD))[0].names == ("x:1",)
 
 
+@WAYS
 @pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_archive_is_one_clear_error_and_leaves_nothing(
-    graphs: Callable[[], Graph], members: dict[str, bytes | str]
+    graphs: Callable[[], Graph], way: Way, members: dict[str, bytes | str]
 ) -> None:
     graph = graphs()
     with pytest.raises(DockpyError) as caught:
-        loaded(graph, archive(**members))
+        way(graph, archive(**members))
     assert isinstance(caught.value, BadArchive)
     assert "\n" not in str(caught.value)
     assert left_in(graph) == []
 
 
-def test_a_truncated_archive_leaves_nothing(graphs: Callable[[], Graph]) -> None:
+@WAYS
+def test_a_truncated_archive_leaves_nothing(graphs: Callable[[], Graph], way: Way) -> None:
     graph = graphs()
     data = archive(**GOOD)
     for cut in range(512, len(data.rstrip(b"\0")), 512):
         with pytest.raises(BadArchive):
-            loaded(graph, data[: cut - 1])
+            way(graph, data[: cut - 1])
         assert left_in(graph) == []
 
 
-def test_an_image_that_fails_leaves_those_before_it(graphs: Callable[[], Graph]) -> None:
+@WAYS
+def test_an_image_that_fails_leaves_those_before_it(graphs: Callable[[], Graph], way: Way) -> None:
     graph = graphs()
     manifest = json.loads(docker()) + json.loads(docker(config="absent"))
     with pytest.raises(BadArchive):
-        loaded(graph, archive(**{**GOOD, "manifest.json": json.dumps(manifest).encode()}))
+        way(graph, archive(**{**GOOD, "manifest.json": json.dumps(manifest).encode()}))
     assert len(graph.all()) == 1
+
+
+# -- before there were manifests ----------------------------------------------------------------
+
+
+def old_archive(**changes: bytes | str) -> bytes:
+    """Two layers as Docker wrote them before 1.10; `top` and `base` replace their documents."""
+    base, top = "b" * 64, "a" * 64
+    documents: dict[str, object] = {
+        base: {
+            "id": base,
+            "created": "2013-04-01T10:00:00Z",
+            "container_config": {"Cmd": ["/bin/sh", "-c", "make it"]},
+        },
+        top: {
+            "id": top,
+            "parent": base,
+            "created": "2013-05-01T10:00:00.5Z",
+            "comment": "on top",
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["/run"], "Env": ["A=1"]},
+            "Size": 3,
+        },
+    }
+    members: dict[str, bytes | str] = {
+        "repositories": json.dumps({"old/name": {"1": top, "2": top}}).encode()
+    }
+    for name, data in ((base, LAYER), (top, layer(b"b=2", b".wh.a="))):
+        members[f"{name}/VERSION"] = b"1.0"
+        members[f"{name}/json"] = json.dumps(documents[name]).encode()
+        members[f"{name}/layer.tar"] = data
+    return archive(**{**members, **changes})
+
+
+@WAYS
+def test_an_archive_from_before_manifests_is_read(graphs: Callable[[], Graph], way: Way) -> None:
+    graph = graphs()
+    [found] = way(graph, old_archive())
+    assert found.names == ("old/name:1", "old/name:2")
+    assert found.image.config == Config(cmd=("/run",), env=("A=1",))
+    assert "sha256:" + found.image.diff_ids[0] == DIFF_ID
+    assert content(graph, found.image, "b") == b"2"
+    assert found.image.created == 1367402400.5
+    steps = json.loads(graph.configuration(found.image))["history"]
+    assert [one.get("created_by") for one in steps] == ["/bin/sh -c make it", None]
+    assert steps[1]["comment"] == found.image.comment == "on top"
+    assert [one.image.id for one in way(graph, old_archive())] == [found.image.id]
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"repositories": b"{}"},
+        {"repositories": b"[]"},
+        {"repositories": b'{"x": ["1"]}'},
+        {"repositories": b'{"x": {"1": "../../etc"}}'},
+        {"repositories": json.dumps({"x": {"1": "c" * 64}}).encode()},
+        {f"{'a' * 64}/json": b"5"},
+        {f"{'a' * 64}/json": json.dumps({"parent": "a" * 64}).encode()},
+        {f"{'a' * 64}/json": json.dumps({"parent": "../x"}).encode()},
+        {f"{'a' * 64}/json": json.dumps({"config": {"Cmd": 5}}).encode()},
+        {f"{'b' * 64}/json": json.dumps({"parent": "a" * 64}).encode()},
+        {f"{'b' * 64}/layer.tar": "/etc/passwd"},
+        {f"{'a' * 64}/layer.tar": b"junk" * 500},
+    ],
+    ids=str,
+)
+def test_an_old_archive_that_is_hostile_is_one_clear_error_and_leaves_nothing(
+    graphs: Callable[[], Graph], way: Way, changes: dict[str, bytes | str]
+) -> None:
+    graph = graphs()
+    with pytest.raises(BadArchive) as caught:
+        way(graph, old_archive(**changes))
+    assert "\n" not in str(caught.value)
+    assert left_in(graph) == []
 
 
 # -- with other tools --------------------------------------------------------------------------
@@ -384,6 +486,18 @@ def test_docker_loads_ours_and_we_load_what_it_saves(
         one.image.id: set(one.names) for one in selected
     }
     assert saved(second, *selected) == ours.read_bytes()
+    with tarfile.open(theirs) as both:
+        kinds = {one.name: one for one in both if one.name != "manifest.json"}
+        if "repositories" not in kinds:
+            return  # Docker 25 and later: an OCI layout instead
+        old = io.BytesIO()
+        with tarfile.open(fileobj=old, mode="w") as one:
+            for member in kinds.values():
+                one.addfile(member, both.extractfile(member) if member.isfile() else None)
+    found = loaded(graphs(), old.getvalue())
+    assert {one.image.diff_ids: set(one.names) for one in found} == {
+        one.image.diff_ids: set(one.names) for one in selected
+    }
 
 
 @pytest.mark.needs("skopeo", "umoci")

@@ -1,30 +1,25 @@
 """An archive of images, of Docker's kind or an OCI layout, to images in the store.
 
-The archive is unpacked beside the store's layers first, as any hostile archive is: what its names
-and links lead to is then a question for openat2 inside that directory. Every byte that becomes part
-of an image is verified: layers by the configuration's diff ids, the configuration of an OCI layout
-by its digest.
+Every byte that becomes part of an image is verified: layers by the configuration's diff ids, the
+configuration of an OCI layout by its digest. An archive from before there were configurations
+(Docker before 1.10) has nothing to verify with; its images get the names their content gives them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import platform
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from dockpy import archive, image_config
+from dockpy import image_config
 from dockpy.errors import BadArchive
 from dockpy.graph import Graph, Layer, StagedLayer
-from dockpy.image_archive import layout
+from dockpy.image_archive import layout, legacy
+from dockpy.image_archive.opening import Files, document, has, opened
 from dockpy.image_config import chain_ids, go_architecture
 from dockpy.model import Image
-from dockpy.mounts import open_in_root
 
 TOGETHER = 4
 """Layers that are unpacked at the same time."""
@@ -46,62 +41,21 @@ def load(graph: Graph, source: BinaryIO | int) -> list[Loaded]:
     What was taken in before a failure stays; of the image that failed nothing is left. Raises
     BadArchive for what is wrong with the archive, KernelError.
     """
-    with graph.workplace() as directory:
-        archive.extract(source, directory / "archive", whiteouts=False)
-        root = os.open(directory / "archive", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            opened = _Opened(root)
-            return [_take_in(graph, opened, entry) for entry in entries_of(opened)]
-        finally:
-            os.close(root)
+    with opened(graph, source) as files:
+        old = not has(files, layout.MANIFEST) and not has(files, layout.INDEX)
+        if old and has(files, legacy.REPOSITORIES):
+            named = legacy.repositories(document(files, legacy.REPOSITORIES))
+            return [_take_in_old(graph, files, top, names) for top, names in named.items()]
+        return [_take_in(graph, files, entry) for entry in entries_of(files)]
 
 
-class _Opened:
-    """An unpacked archive."""
-
-    def __init__(self, root: int) -> None:
-        self._root = root
-
-    def has(self, path: str) -> bool:
-        try:
-            with self.file(path):
-                return True
-        except BadArchive:
-            return False
-
-    @contextmanager
-    def file(self, path: str) -> Iterator[int]:
-        """A plain file of the archive. BadArchive when there is none."""
-        try:
-            descriptor = open_in_root(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
-        except (OSError, ValueError) as error:
-            raise BadArchive(f"the archive has no file {path[:200]!r}") from error
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise BadArchive(f"{path[:200]!r} in the archive is not a file")
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def document(self, path: str, hex_digest: str = "") -> bytes:
-        """A small file, verified when its digest is known."""
-        with self.file(path) as descriptor:
-            if os.fstat(descriptor).st_size > layout.DOCUMENT_LIMIT:
-                raise BadArchive(f"{path[:200]!r} is larger than {layout.DOCUMENT_LIMIT} bytes")
-            with os.fdopen(os.dup(descriptor), "rb") as file:
-                data = file.read()
-        if hex_digest and hashlib.sha256(data).hexdigest() != hex_digest:
-            raise BadArchive(f"{path[:200]!r} is not what its digest promises")
-        return data
-
-
-def entries_of(opened: _Opened) -> list[layout.Entry]:
+def entries_of(files: Files) -> list[layout.Entry]:
     """The images in an archive. BadArchive when it holds none."""
-    if opened.has(layout.MANIFEST):
-        return layout.docker_entries(opened.document(layout.MANIFEST))
-    if opened.has(layout.INDEX):
-        found = layout.descriptors(opened.document(layout.INDEX), layout.INDEX)
-        entries = [entry for one in found for entry in _entries(opened, one, DEPTH)]
+    if has(files, layout.MANIFEST):
+        return layout.docker_entries(document(files, layout.MANIFEST))
+    if has(files, layout.INDEX):
+        found = layout.descriptors(document(files, layout.INDEX), layout.INDEX)
+        entries = [entry for one in found for entry in _entries(files, one, DEPTH)]
         merged: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
         for one in entries:
             key = (one.config, one.layers)
@@ -118,22 +72,22 @@ def entries_of(opened: _Opened) -> list[layout.Entry]:
     )
 
 
-def _entries(opened: _Opened, one: layout.Descriptor, depth: int) -> list[layout.Entry]:
+def _entries(files: Files, one: layout.Descriptor, depth: int) -> list[layout.Entry]:
     if one.media_type in layout.LISTS:
         if depth == 0:
             raise BadArchive("the archive's indexes lead to indexes without end")
-        found = layout.descriptors(opened.document(one.path, one.hex), one.path)
+        found = layout.descriptors(document(files, one.path, one.hex), one.path)
         chosen = layout.choose(found, go_architecture(platform.machine()))
         if chosen is None:
             return []
         named = layout.Descriptor(chosen.media_type, chosen.hex, one.names, chosen.platform)
-        return _entries(opened, named, depth - 1)
-    config, layers = layout.manifest(opened.document(one.path, one.hex), one.path)
+        return _entries(files, named, depth - 1)
+    config, layers = layout.manifest(document(files, one.path, one.hex), one.path)
     return [layout.Entry(config.path, tuple(layer.path for layer in layers), one.names, config.hex)]
 
 
-def _take_in(graph: Graph, opened: _Opened, entry: layout.Entry) -> Loaded:
-    data = opened.document(entry.config, entry.digest)
+def _take_in(graph: Graph, files: Files, entry: layout.Entry) -> Loaded:
+    data = document(files, entry.config, entry.digest)
     diff_ids = image_config.parse(data).diff_ids
     if len(diff_ids) != len(entry.layers):
         raise BadArchive(
@@ -145,7 +99,7 @@ def _take_in(graph: Graph, opened: _Opened, entry: layout.Entry) -> Loaded:
         with ThreadPoolExecutor(TOGETHER) as pool:
 
             def stage(number: int) -> StagedLayer:
-                with opened.file(entry.layers[number]) as source:
+                with files.open(entry.layers[number]) as source:
                     return graph.stage_layer(source, expected=diff_ids[number])
 
             missing = {
@@ -155,6 +109,29 @@ def _take_in(graph: Graph, opened: _Opened, entry: layout.Entry) -> Loaded:
             }
             placed = place_all(graph, chain, {key: one.result for key, one in missing.items()})
         return Loaded(graph.register(data, placed=placed), entry.names)
+    except BaseException:
+        graph.release(placed)
+        raise
+
+
+def _take_in_old(graph: Graph, files: Files, top: str, names: tuple[str, ...]) -> Loaded:
+    """An image of layers that each have a document of their own, from the top one down."""
+    line: list[legacy.Step] = []
+    at = top
+    while at:
+        if len(line) == layout.IMAGE_LIMIT or any(one.id == at for one in line):
+            raise BadArchive(f"the parents of image {top[:12]} have no end")
+        line.append(legacy.step(at, document(files, f"{at}/json")))
+        at = line[-1].parent
+    line.reverse()
+    placed: list[Layer] = []
+    try:
+        for one in line:
+            with files.open(f"{one.id}/layer.tar") as source:
+                below = placed[-1].chain_id if placed else ""
+                placed.append(graph.register_layer(source, parent=below))
+        data = legacy.configuration(line, [layer.diff_id for layer in placed])
+        return Loaded(graph.register(data, placed=placed), names)
     except BaseException:
         graph.release(placed)
         raise
