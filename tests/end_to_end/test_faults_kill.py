@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,10 @@ def test_an_exec_goes_on_under_the_next_daemon(engine_of: Client) -> None:
     client.remove_all()
 
 
+def logged_more(client: Client, than: int) -> bool:
+    return len(client.ok("logs", "busy").lines) > than
+
+
 def test_a_daemon_killed_while_it_commits_leaves_nobody_frozen_and_nothing_half_made(
     engine_of: Client,
 ) -> None:
@@ -166,7 +171,7 @@ def test_a_daemon_killed_while_it_commits_leaves_nobody_frozen_and_nothing_half_
             time.sleep(pause)
             kill(daemon_of(client))
         lines = len(client.ok("logs", "busy").lines)
-        eventually(lambda n=lines: len(client.ok("logs", "busy").lines) > n, "it goes on")
+        eventually(partial(logged_more, client, lines), "it goes on")
     for name in set(client.ok("images", "-aq").lines) - set(before):  # those that were whole
         assert client.ok("run", "--rm", name, "ls", "/d").out.count("\n") == 2000
         client.ok("rmi", name)
