@@ -70,8 +70,8 @@ class Engine(Protocol):
     def frozen(self, run: Run) -> AbstractContextManager[None]:
         """A run's processes stand still while inside."""
 
-    def changed(self, container: Container) -> None:
-        """Its files were written while it did not run: the mount of them was no start."""
+    def writing(self, container: Container) -> AbstractContextManager[None]:
+        """Its files are mounted and written inside, while it does not run: that is no start."""
 
     def lowers_of(self, container: Container) -> Sequence[Path]:
         """The directories below its upper, top-most first."""
@@ -371,24 +371,20 @@ class Container:
 
         It is neither started nor removed meanwhile. Conflict when it is being removed.
         """
-        with self.steady(pause=False):
+        upper, work = self.directory / "upper", self.directory / "work"
+        with self.steady(pause=False), contextlib.ExitStack() as opened:
             with self._lock:
                 run = self._run if self._state.running else None
             if run is not None:
                 view = root_of(run)
             elif writable:
-                work = self.directory / "work"
-                view = overlay(
-                    self._engine.lowers_of(self), self.directory / "upper", work, volatile=False
-                )
+                self.released.wait()  # two mounts must not write to one upper
+                opened.enter_context(self._engine.writing(self))
+                view = overlay(self._engine.lowers_of(self), upper, work, volatile=False)
             else:
-                view = overlay_view([self.directory / "upper", *self._engine.lowers_of(self)])
-            try:
-                yield view
-            finally:
-                os.close(view)
-                if run is None and writable:
-                    self._engine.changed(self)
+                view = overlay_view([upper, *self._engine.lowers_of(self)])
+            opened.callback(os.close, view)
+            yield view
 
     def export_rw(self, out: int) -> Packed:
         """Write what it changed to a descriptor, as an image's layer says it. Blocks."""

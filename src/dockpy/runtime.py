@@ -74,6 +74,8 @@ BACKLOG = 64
 REMEMBERED = 1000
 """Removed containers whose exit codes are kept, in the run directory's file `gone`."""
 GONE = "gone"
+WRITTEN = "written"
+"""In a container's directory while files are copied into it and it does not run."""
 LOST_WITH_HOST = 255
 """Exit code of a container that ran when the host went down: nobody saw its end."""
 
@@ -125,6 +127,8 @@ class Runtime:
         self._executions: dict[str, Execution] = {}
         self._watched: set[int] = set()
         """Runs in which a program has had all capabilities."""
+        self._marked: set[str] = set()
+        """Containers whose mark of a copy could not be taken away; see `writing`."""
         self._identities: dict[tuple[str, str], Identity] = {}
         self._gone: dict[str, int] = {}
         self._gone_lines = 0
@@ -405,6 +409,8 @@ class Runtime:
             hostname=hostname,
             identity=self._identities.get(key) if fresh else None,
         )
+        if record.id in self._marked:
+            self._unmark(record, None)
         if not fresh or container.state.error:
             # Older than any mount: nobody must take the last run's end for this one's.
             with contextlib.suppress(FileNotFoundError):
@@ -491,10 +497,20 @@ class Runtime:
         finally:
             cgroup.thaw()
 
-    def changed(self, container: Container) -> None:
-        """Its files were written while it did not run: the mount of them was no start."""
-        if not container.config.auto_remove:
-            self._write_state(container.record, container.state)
+    @contextlib.contextmanager
+    def writing(self, container: Container) -> Iterator[None]:
+        """Its files are mounted and written inside, while it does not run: that is no start.
+
+        A mark says so to the next engine when this one is killed. KernelError: a full disk.
+        """
+        if container.config.auto_remove:
+            yield
+            return
+        write(self.root / "containers" / container.id / WRITTEN, b"")
+        try:
+            yield
+        finally:
+            self._unmark(container.record, container.state)
 
     def lowers_of(self, container: Container) -> Sequence[Path]:
         """The directories below a container's upper, top-most first."""
@@ -760,13 +776,31 @@ class Runtime:
             for one in found:
                 if one.startswith(TEMPORARY):
                     os.unlink(f"{directory}/{one}")
-            state = self._last_state(name, directory, written="state.json" in found)
+            marked = WRITTEN in found
+            state = self._last_state(name, directory, written="state.json" in found, marked=marked)
+            if marked:
+                self._unmark(record, state)
             self._containers[name] = Container(self, record, state)
             self._ids.add(name)
         for name in disposable - self._containers.keys():
             remove_files(self.run / "containers" / name, keep=())
 
-    def _last_state(self, identifier: str, directory: str, *, written: bool) -> State:
+    def _unmark(self, record: Record, state: State | None) -> None:
+        """Take the mark away; before that make the state newer than the mount that was no start.
+
+        On a full disk the mark stays, until the next start or the next engine.
+        """
+        try:
+            if state is not None:
+                self._write_state(record, state)
+        except KernelError as error:
+            self._marked.add(record.id)
+            log.warning("%s; tried again at the container's next start", error)
+            return
+        self._marked.discard(record.id)
+        os.unlink(f"{self.root}/containers/{record.id}/{WRITTEN}")
+
+    def _last_state(self, identifier: str, directory: str, *, written: bool, marked: bool) -> State:
         path = f"{directory}/state.json"
         state, written_at = State(), 0
         try:
@@ -782,7 +816,7 @@ class Runtime:
             mounted_at = os.stat(f"{directory}/work/work").st_mtime_ns
         except FileNotFoundError:
             return state
-        if mounted_at <= written_at and state.status is not Status.RUNNING:
+        if (marked or mounted_at <= written_at) and state.status is not Status.RUNNING:
             return state
         # It was started after that, and no record saw its end: a supervisor may have.
         self._before_mount[identifier] = state
