@@ -28,6 +28,8 @@ from dockpy.errors import KernelError, StoreError
 RDONLY, NOSUID, NODEV, NOEXEC = 1, 2, 4, 8
 LONGEST_OPTION = 255
 """Of one value given to fsconfig(2)."""
+MOST_LOWERS = 500
+"""Of one overlay: OVL_MAX_STACK in the kernel's fs/overlayfs."""
 
 
 class MountRefused(KernelError):
@@ -51,8 +53,9 @@ class VolatileUpper(StoreError):
 def overlay(lowers: Sequence[Path], upper: Path, work: Path, *, volatile: bool) -> int:
     """A detached, writable overlay without device nodes; `lowers` are top-most first.
 
-    `volatile` skips every flush: for uppers that are thrown away. Up to 500 lowers. Raises
-    MountRefused with the kernel's own words, VolatileUpper for an upper that was mounted so before.
+    `volatile` skips every flush: for uppers that are thrown away. Up to 500 lowers, and up to 999
+    since Linux 6.15, which lays an overlay on another that is detached. Raises MountRefused with
+    the kernel's own words, VolatileUpper for an upper that was mounted so before.
     """
     if (work / "work" / "incompat" / "volatile").exists():
         raise VolatileUpper(
@@ -75,6 +78,13 @@ Writable = tuple[Path, Path] | None
 
 
 def _overlay(lowers: Sequence[Path], writable: Writable, volatile: bool) -> int:
+    if len(lowers) > MOST_LOWERS:
+        below = _overlay(lowers[MOST_LOWERS - 1 :], None, False)
+        try:
+            seen = Path(f"/proc/self/fd/{below}")
+            return _overlay([*lowers[: MOST_LOWERS - 1], seen], writable, volatile)
+        finally:
+            os.close(below)
     try:
         return _overlay_in_parts(lowers, writable, volatile)
     except MountRefused as refusal:

@@ -19,10 +19,12 @@ _NUMBERS = ((148, 156), (100, 108), (108, 116), (116, 124), (136, 148), (329, 33
 _FILE, _DIRECTORY, _EXTENDED = (b"0", b"\0"), b"5", b"x"
 
 
-def index(read: Callable[[int, int], bytes], size: int) -> dict[str, tuple[int, int]] | None:
+def index(
+    read: Callable[[int, int], bytes], size: int, *, limit: int = ENTRY_LIMIT
+) -> dict[str, tuple[int, int]] | None:
     """Offset and size of each file by its name; None for what is not plain.
 
-    `read` gives bytes by count and offset; `size`: bytes of the archive.
+    `read` gives bytes by count and offset; `size`: bytes of the archive; `limit`: of its files.
     """
     found: dict[str, tuple[int, int]] = {}
     records: dict[str, str] = {}
@@ -34,7 +36,7 @@ def index(read: Callable[[int, int], bytes], size: int) -> dict[str, tuple[int, 
             return None if records else found
         length = _number(header[124:136]) if _is_header(header) else None
         kind = header[156:157]
-        if length is None or len(found) >= ENTRY_LIMIT:
+        if length is None or len(found) >= limit:
             return None
         if kind == _EXTENDED:
             if records or length > _METADATA_LIMIT or at + length > size:
