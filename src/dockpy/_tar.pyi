@@ -26,6 +26,7 @@ class Unpacker:
         merges: bool = False,
         owner: int = -1,
         group: int = -1,
+        tame: bool = False,
     ) -> Self: ...
     @property
     def name(self) -> bytes: ...

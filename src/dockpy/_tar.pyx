@@ -178,6 +178,7 @@ cdef enum Problem:
     TOO_MUCH_PADDING
     DIRECTORY_THERE
     FILE_THERE
+    DEVICE
     # The kernel's refusal; `error` holds errno.
     STEP_MEMORY = 100
     STEP_PARENT
@@ -197,6 +198,7 @@ cdef enum Problem:
 ARCHIVE_PROBLEMS = {
     DIRECTORY_THERE: "cannot overwrite a directory with something else",
     FILE_THERE: "cannot overwrite a file with a directory",
+    DEVICE: "a device is not copied unless owners are kept (-a)",
     NOT_TAR: "not a tar archive, plain or compressed with gzip, bzip2, xz or zstd",
     EMPTY: "the archive is empty",
     DAMAGED: "damaged archive: a header does not match its checksum",
@@ -772,6 +774,9 @@ cdef class Unpacker:
     cdef Buffer arena
 
     cdef bint merges
+    cdef bint tame
+    cdef int file_parent
+    cdef const char *file_leaf
     cdef int64_t owner
     cdef int64_t group
     cdef bint keep_skeleton
@@ -787,7 +792,7 @@ cdef class Unpacker:
 
     def __cinit__(self, int directory, *, int64_t max_bytes, int64_t max_entries, int max_path,
                   int64_t max_metadata, bint whiteouts, bint by_hand=False, bint skeleton=False, bint merges=False,
-                  int64_t owner=-1, int64_t group=-1):
+                  int64_t owner=-1, int64_t group=-1, bint tame=False):
         self.root = dup(directory)
         self.file = -1
         self.parent = -1
@@ -795,6 +800,7 @@ cdef class Unpacker:
         self.whiteouts = whiteouts
         self.keep_skeleton = skeleton
         self.merges = merges
+        self.tame = tame
         self.owner = owner
         self.group = group
         self.max_bytes = max_bytes
@@ -823,13 +829,24 @@ cdef class Unpacker:
         free(self.raw.data)
 
     cdef void shut(self) noexcept nogil:
+        if self.file >= 0:
+            if self.merges:
+                self.remove_half()
+            close(self.file)
         if self.root >= 0:
             close(self.root)
-        if self.file >= 0:
-            close(self.file)
         if self.parent >= 0:
             close(self.parent)
         self.root = self.file = self.parent = -1
+
+    cdef void remove_half(self) noexcept nogil:
+        """Nobody takes away what was merged so far; half a file is nothing to keep."""
+        cdef stat_s ours
+        cdef stat_s there
+        if (c_fstat(self.file, &ours) == 0
+                and fstatat(self.file_parent, self.file_leaf, &there, AT_SYMLINK_NOFOLLOW) == 0
+                and ours.st_ino == there.st_ino and ours.st_dev == there.st_dev):
+            unlinkat(self.file_parent, self.file_leaf, 0)
 
     def close(self):
         self.shut()
@@ -1244,10 +1261,12 @@ cdef class Unpacker:
         # The largest id means "leave it" to chown(2).
         if uid < 0 or gid < 0 or uid >= UINT32_MAX or gid >= UINT32_MAX:
             return self.named(name, name_size, BAD_ID)
-        self.mode = <mode_t>(mode & 0o7777)
+        self.mode = <mode_t>(mode & (0o1777 if self.tame else 0o7777))
         self.uid = <uid_t>(uid if self.owner < 0 else self.owner)
         self.gid = <gid_t>(gid if self.group < 0 else self.group)
         if kind == c"3" or kind == c"4":
+            if self.tame:
+                return self.named(name, name_size, DEVICE)
             if parse_field(block + 329, 8, &major) or parse_field(block + 337, 8, &minor):
                 return self.named(name, name_size, BAD_NUMBER)
             # The kernel keeps 12 bits of major and 20 of minor.
@@ -1492,6 +1511,7 @@ cdef class Unpacker:
         cdef int parent
         cdef int fd
         cdef bint was_whiteout = False
+        cdef bint kept = self.merges
         cdef stat_s info
         cdef DirectoryRecord record
         if self.path.size == 0:
@@ -1500,7 +1520,9 @@ cdef class Unpacker:
             parent = self.open_parent(self.path.data, self.path.size, &leaf)
             if parent < 0:
                 return -1
-            if mkdirat(parent, leaf, 0o700) != 0:
+            if mkdirat(parent, leaf, 0o700) == 0:
+                kept = False
+            else:
                 if errno != EEXIST:
                     return self.create_failed(STEP_MKDIR, errno)
                 if fstatat(parent, leaf, &info, AT_SYMLINK_NOFOLLOW) != 0:
@@ -1520,11 +1542,17 @@ cdef class Unpacker:
             self.refused(STEP_MKDIR, errno)
         elif self.whiteouts and was_whiteout and fsetxattr(fd, b"trusted.overlay.opaque", b"y", 1, 0) != 0:
             self.refused(STEP_WHITEOUT, errno)
-        elif self.attributes.size:
+        elif self.attributes.size and not kept:
             self.set_attributes(fd, False)
         if self.problem:
             close(fd)
             return -1
+        if kept:
+            # It was there before: its owner, mode and times are not the archive's business.
+            if self.path.size == 0:
+                close(fd)
+                return 0
+            return -1 if self.remember(fd, self.path.data, self.path.size) < 0 else 0
         record.path = self.arena.size
         record.device = info.st_dev
         record.inode = info.st_ino
@@ -1694,6 +1722,9 @@ cdef class Unpacker:
             name = self.attributes.data + at + sizeof(sizes)
             value = name + sizes[0] + 1
             at += sizeof(sizes) + sizes[0] + 1 + sizes[1]
+            if self.tame and (strncmp(name, b"security.", 9) == 0 or strncmp(name, b"trusted.", 8) == 0):
+                self.ignored_attributes += 1
+                continue
             if path_only:
                 result = c_setxattr(by_fd, name, value, sizes[1], 0)
             else:
@@ -1734,6 +1765,8 @@ cdef class Unpacker:
             if self.file < 0:
                 return self.create_failed(STEP_CREATE, errno)
             self.forget_displaced(parent)
+        self.file_parent = parent
+        self.file_leaf = leaf
 
         if self.type == c"S":
             self.sparse = True

@@ -141,8 +141,10 @@ def extract_into(
 
     Files are replaced, directories kept, and neither becomes the other. Nothing outside the
     directory at that descriptor changes, whatever links it holds or somebody puts there meanwhile.
-    `owner`: user and group of everything made, instead of the archive's. Names of whiteouts are
-    ordinary names. On failure what was made so far stays. Raises BadArchive, KernelError.
+    `owner`: user and group of everything made, instead of the archive's; what means something for
+    another owner only is then left out: setuid and setgid bits, file capabilities, devices (an
+    error). Names of whiteouts are ordinary names. On failure what was made so far stays, without
+    the half of a file. Raises BadArchive, KernelError, and what `source` raises.
     """
     limits = Budget()
     unpacker = Unpacker(
@@ -155,6 +157,7 @@ def extract_into(
         merges=True,
         owner=-1 if owner is None else owner[0],
         group=-1 if owner is None else owner[1],
+        tame=owner is not None,
     )
     try:
         with _Stream(source) as stream:

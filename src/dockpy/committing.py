@@ -68,14 +68,15 @@ def existing_layer(graph: Graph, chain: str) -> Layer:
     return layer
 
 
-def stage_upper(graph: Graph, upper: Path) -> StagedLayer:
+def stage_upper(graph: Graph, upper: Path, stop: int = -1) -> StagedLayer:
     """Copy a container's upper to the store as a layer that has no place yet.
 
-    Blocks. Raises KernelError, and RequestError for names that no layer can say.
+    Blocks. Raises KernelError, RequestError for names that no layer can say, and Cancelled when
+    the descriptor `stop` becomes readable.
     """
     directory = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with packed(lambda out: pack_layer(directory, out, digest=False)) as stream:
+        with packed(lambda out: pack_layer(directory, out, digest=False), stop) as stream:
             return graph.stage_layer(stream)
     finally:
         os.close(directory)

@@ -9,19 +9,25 @@ The rules are those of `docker cp`, as its reference documents them.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import posixpath
 import stat
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import BinaryIO, cast
 
+from dockpy._tar import remove_tree
 from dockpy.archive import extract_into
 from dockpy.errors import DockpyError, RequestError
 from dockpy.mounts import open_in_root
 from dockpy.packing import pack_path, pack_tree
+from dockpy.stoppable import StoppableSource
 
+PIPE_SIZE = 1 << 20
+"""Bytes; one process's fair share of pipes (fcntl(2), F_SETPIPE_SZ)."""
 LINKS = 40
 """How many links one path may go through, as the kernel has it."""
 Owner = tuple[int, int] | None
@@ -29,11 +35,15 @@ Owner = tuple[int, int] | None
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A path below a root directory, and what errors call it."""
+    """A path below a root directory, and what errors call it.
+
+    `rights`: a context in which a thread has the rights of whoever may read and write there.
+    """
 
     root: int
     path: str
     label: str
+    rights: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +64,76 @@ class Found:
         return stat.S_ISDIR(self.mode)
 
 
-def copy(source: Side, target: Side, *, follow: bool = False, owner: Owner = None) -> None:
-    """Copy a file or a directory with all in it. Blocks; on failure a part may be there.
+def copy(
+    source: Side, target: Side, *, follow: bool = False, owner: Owner = None, stop: int = -1
+) -> None:
+    """Copy a file or a directory with all in it. Blocks.
 
-    `follow`: when the source is a link, what it leads to. `owner`: of everything made; None keeps
-    the source's. Raises RequestError, KernelError.
+    `follow`: when the source is a link, what it leads to. `owner`: of everything made, see
+    `extract_into`; None keeps the source's. Ended with Cancelled when the descriptor `stop` becomes
+    readable. On failure the new name at the target is removed again, if it is one; what was copied
+    into directories that were there stays. Raises RequestError, KernelError.
     """
     with ExitStack() as opened:
-        found = find(opened, source, follow=follow)
-        if not found.mode:
-            raise RequestError(f"{source.label}: no such file or directory")
-        if found.slash and not found.is_directory:
-            raise RequestError(f"{source.label} is not a directory; leave out the slash at its end")
-        place, name = destination(opened, target, found)
-        with packed(lambda out: pack(found, name, out)) as stream:
-            extract_into(stream, place, owner=owner)
+        with source.rights():
+            found = source_of(opened, source, follow=follow)
+
+        def write(out: int) -> None:
+            with source.rights():
+                pack(found, name, out)
+
+        with target.rights():
+            place, name = destination(opened, target, found)
+            fresh = bool(name) and not is_there(name, place)
+            try:
+                with packed(write, stop) as stream:
+                    extract_into(stream, place, owner=owner)
+            except BaseException:
+                if fresh:
+                    remove_tree(place, os.fsencode(name))  # the failure is the one to report
+                raise
 
 
 def copy_out(source: Side, out: int, *, follow: bool = False) -> None:
     """Write a file or a directory as tar to a descriptor, under its own name. Blocks."""
     with ExitStack() as opened:
-        found = find(opened, source, follow=follow)
-        if not found.mode:
-            raise RequestError(f"{source.label}: no such file or directory")
-        pack(found, "" if found.contents else found.leaf, out)
+        with source.rights():
+            found = source_of(opened, source, follow=follow)
+            pack(found, "" if found.contents else found.leaf, out)
 
 
-def copy_in(source: int, target: Side, *, owner: Owner = None) -> None:
-    """Unpack a tar stream into a directory that is there. Blocks."""
-    with ExitStack() as opened:
+def copy_in(source: BinaryIO | int, target: Side, *, owner: Owner = None) -> None:
+    """Unpack a tar stream into a directory that is there. Blocks as `source` does."""
+    with ExitStack() as opened, target.rights():
         found = find(opened, target, follow=True)
         if not found.mode:
             raise RequestError(f"{target.label}: no such directory; create it first")
         if not found.is_directory:
             raise RequestError(f"{target.label} is not a directory; a tar stream needs one")
         extract_into(source, directory_of(opened, found), owner=owner)
+
+
+def source_of(opened: ExitStack, side: Side, *, follow: bool) -> Found:
+    """What is to be copied. RequestError when there is nothing."""
+    found = find(opened, side, follow=follow)
+    if not found.mode:
+        raise RequestError(f"{side.label}: no such file or directory")
+    if found.slash and not found.is_directory:
+        raise RequestError(f"{side.label} is not a directory; leave out the slash at its end")
+    return found
+
+
+def hidden_by(path: str, mounts: Iterable[str]) -> str | None:
+    """Which of the mount points, if any, has something else below it where `path` leads.
+
+    By the text of the path: links are not looked at. Pure.
+    """
+    whole = posixpath.normpath(posixpath.join("/", path))
+    for one in mounts:
+        point = posixpath.normpath(posixpath.join("/", one))
+        if whole == point or whole.startswith(f"{point.rstrip('/')}/"):
+            return point
+    return None
 
 
 def destination(opened: ExitStack, target: Side, source: Found) -> tuple[int, str]:
@@ -102,6 +147,8 @@ def destination(opened: ExitStack, target: Side, source: Found) -> tuple[int, st
             raise RequestError(f"cannot copy a directory onto the file {target.label}")
         if found.slash:
             raise RequestError(f"{target.label} is not a directory")
+        if not stat.S_ISREG(found.mode):
+            raise RequestError(f"{target.label} is a device, fifo or socket; name a file")
         return found.parent, found.leaf
     if found.slash and not source.is_directory:
         raise RequestError(f"{target.label}: no such directory; create it first")
@@ -168,10 +215,24 @@ def pack(found: Found, name: str, out: int) -> None:
         pack_tree(tree, out, name=os.fsencode(name), digest=False)
 
 
+def is_there(name: str, directory: int) -> bool:
+    """Whether a directory has a name."""
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextmanager
-def packed(write: Callable[[int], object]) -> Iterator[int]:
-    """A descriptor to read what `write` writes to another; its error is raised at the end."""
+def packed(write: Callable[[int], object], stop: int = -1) -> Iterator[BinaryIO | int]:
+    """A source to read what `write` writes to a descriptor; its error is raised at the end.
+
+    Reading raises Cancelled when the descriptor `stop` becomes readable.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    with suppress(OSError):  # many pipes are there already
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     failures: list[BaseException] = []
 
     def work() -> None:
@@ -186,7 +247,7 @@ def packed(write: Callable[[int], object]) -> Iterator[int]:
     packing.start()
     try:
         try:
-            yield reader
+            yield reader if stop < 0 else cast("BinaryIO", StoppableSource(reader, stop))
         finally:
             os.close(reader)
             packing.join()

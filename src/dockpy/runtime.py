@@ -300,15 +300,17 @@ class Runtime:
         author: str = "",
         config: Config | None = None,
         pause: bool = True,
+        stop: int = -1,
     ) -> Image:
         """Make an image of a container's files, tagged if asked; blocks until it is on the disk.
 
         `config`: what containers of the image get when nothing is said, by default what this one
-        has. `pause` stops the container's processes while its files are read.
+        has. `pause` stops the container's processes while its files are read. `stop`: a descriptor
+        that ends it, with Cancelled, when it becomes readable; nothing is left then.
         """
         base = container.image
         with container.steady(pause=pause):
-            staged = stage_upper(self.graph, container.directory / "upper")
+            staged = stage_upper(self.graph, container.directory / "upper", stop)
         said = Commit(
             config=config or container.config,
             command=command(container.config),

@@ -304,6 +304,7 @@ class Engine(Protocol):
         author: str = "",
         config: Config | None = None,
         pause: bool = True,
+        stop: int = -1,
     ) -> Image: ...
 
     def save(self, names: Sequence[str], out: int) -> None: ...

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dockpy.cli.change import apply_changes, parse_seed_config
 from dockpy.cli.command import Operand, Option, Switch, command
 from dockpy.cli.images import name_of
+from dockpy.cli.interrupting import Work, interruptible
 from dockpy.cli.session import ClientGone, Session
 from dockpy.errors import KernelError, RequestError, UsageError
 
@@ -41,6 +42,7 @@ from dockpy.errors import KernelError, RequestError, UsageError
     Operand("container", "container"),
     Operand("name", "repository[:tag]", required=False),
     Operand("tag", "tag", required=False),
+    interruptible=True,
 )
 def commit(
     session: Session,
@@ -57,9 +59,17 @@ def commit(
     found = session.runtime.get(container)
     config = apply_changes(parse_seed_config(found.config, run), change)
     repository, chosen = name_of(name, tag)
-    image = session.runtime.commit(
-        found, repository, chosen, comment=message, author=author, config=config, pause=pause
-    )
+    with interruptible(session) as work:
+        image = session.runtime.commit(
+            found,
+            repository,
+            chosen,
+            comment=message,
+            author=author,
+            config=config,
+            pause=pause,
+            stop=work.stop,
+        )
     session.write(f"sha256:{image.id}\n")
     return 0
 
@@ -81,17 +91,18 @@ def diff(session: Session, *, container: str) -> int:
     "Write all of a container's files as a tar archive, to stdout or a file.",
     Option("-o", "--output", help="Write to a file", metavar="FILE", default=""),
     Operand("container", "container"),
+    interruptible=True,
 )
 def export(session: Session, *, container: str, output: str) -> int:
     found = session.runtime.get(container)
-    with archive_output(session, output) as out:
+    with interruptible(session) as work, archive_output(session, output, work) as out:
         found.export(out)
     return 0
 
 
 @contextmanager
-def archive_output(session: Session, path: str) -> Iterator[int]:
-    """Where an archive goes: a new file, put in place when it is whole, or stdout.
+def archive_output(session: Session, path: str, work: Work) -> Iterator[int]:
+    """Where an archive goes: a file, which is not left there when it fails, or stdout.
 
     UsageError for a terminal; ClientGone when nobody reads it.
     """
@@ -101,7 +112,7 @@ def archive_output(session: Session, path: str) -> Iterator[int]:
         if session.stdout < 0:
             raise RequestError("stdout is closed; name a file with -o")
         try:
-            yield session.stdout
+            yield work.output(session.stdout, leaves=True)
         except KernelError as refusal:
             if refusal.errno == errno.EPIPE:
                 raise ClientGone from refusal
@@ -114,7 +125,7 @@ def archive_output(session: Session, path: str) -> Iterator[int]:
         if regular:
             os.ftruncate(descriptor, 0)
         try:
-            yield descriptor
+            yield work.output(descriptor, leaves=not regular)
         except BaseException:
             if regular and not existed:
                 session.unlink(path)

@@ -14,6 +14,7 @@ from dockpy.cli import filters as filtering
 from dockpy.cli.change import apply_changes
 from dockpy.cli.command import Operand, Option, Switch, command
 from dockpy.cli.engine import Engine
+from dockpy.cli.interrupting import Work, interruptible
 from dockpy.cli.render import Listing, ago, created_at, size_text
 from dockpy.cli.session import Session
 from dockpy.download import is_url, open_url
@@ -230,6 +231,7 @@ def row(image: Image, label: str, now: float, *, shorten: bool) -> dict[str, Any
     Operand("source", "file|url|-"),
     Operand("name", "repository[:tag]", required=False),
     Operand("tag", "tag", required=False),
+    interruptible=True,
 )
 def import_(
     session: Session,
@@ -242,7 +244,7 @@ def import_(
 ) -> int:
     config = apply_changes(Config(), change)
     repository, chosen = name_of(name, tag)
-    with archive(session, source) as stream:
+    with interruptible(session) as work, archive(session, source, work) as stream:
         image = session.runtime.import_image(
             stream, repository, chosen, config=config, comment=message or f"Imported from {source}"
         )
@@ -261,21 +263,21 @@ def name_of(name: str | None, tag: str | None) -> tuple[str, str]:
 
 
 @contextmanager
-def archive(session: Session, source: str) -> Iterator[BinaryIO | int]:
+def archive(session: Session, source: str, work: Work) -> Iterator[BinaryIO | int]:
     """The archive's bytes: a descriptor, or the body of a URL."""
     if source == "-":
         if session.stdin < 0:
             raise RequestError("stdin is closed; pipe an archive into it, or name a file")
         if session.stdin_tty:
             raise UsageError("stdin is a terminal; pipe an archive into it, or name a file")
-        yield session.stdin
+        yield work.source(session.stdin)
     elif is_url(source):
         with closing(open_url(source)) as body:
-            yield body
+            yield work.body(body)
     else:
         descriptor = session.open(source)
         try:
-            yield descriptor
+            yield work.source(descriptor)
         finally:
             os.close(descriptor)
 

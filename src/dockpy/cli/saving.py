@@ -6,6 +6,7 @@ import os
 
 from dockpy.cli.command import Operand, Option, Switch, command
 from dockpy.cli.files import archive_output
+from dockpy.cli.interrupting import interruptible
 from dockpy.cli.session import Session
 from dockpy.errors import RequestError, UsageError
 
@@ -17,9 +18,10 @@ from dockpy.errors import RequestError, UsageError
     "without a tag means all its names.",
     Option("-o", "--output", help="Write to a file, not to stdout", metavar="FILE", default=""),
     Operand("images", "image", many=True),
+    interruptible=True,
 )
 def save(session: Session, *, images: tuple[str, ...], output: str) -> int:
-    with archive_output(session, output) as out:
+    with interruptible(session) as work, archive_output(session, output, work) as out:
         session.runtime.save(images, out)
     return 0
 
@@ -30,6 +32,7 @@ def save(session: Session, *, images: tuple[str, ...], output: str) -> int:
     "What save wrote, here or in Docker or podman, and OCI layouts; compressed or not.",
     Option("-i", "--input", help="Read from a file, not from stdin", metavar="FILE", default=""),
     Switch("-q", "--quiet", help="Only say what was loaded (always so)"),
+    interruptible=True,
 )
 def load(session: Session, *, input: str, quiet: bool) -> int:
     del quiet
@@ -42,7 +45,9 @@ def load(session: Session, *, input: str, quiet: bool) -> int:
     else:
         source = session.stdin
     try:
-        for one in session.runtime.load(source):
+        with interruptible(session) as work:
+            loaded = session.runtime.load(work.source(source))
+        for one in loaded:
             for name in one.names:
                 session.write(f"Loaded image: {name}\n")
             if not one.names:
