@@ -121,6 +121,22 @@ def known(_host: str) -> Credentials:
 # -- what should work --------------------------------------------------------------------------
 
 
+def test_a_layer_with_a_name_that_comes_twice_can_be_written_again(
+    registry: LyingRegistry, place: Place
+) -> None:
+    data = header(b"./", b"5", mode=0o755) + file(b"f", b"first") + file(b"f", b"again") + END
+    registry.put_image("twice", data)
+    pulled = place.registries.pull_image(f"{registry.host}/twice")
+    layer_of_it = place.graph.layer(pulled.image.layers[0])
+    assert layer_of_it is not None
+    out = os.memfd_create("stream")
+    try:
+        place.graph.write_layer(layer_of_it, out)
+        assert os.pread(out, len(data) + 1, 0) == data
+    finally:
+        os.close(out)
+
+
 def test_an_image_arrives_with_the_registrys_id_and_its_layers_in_order(
     registry: LyingRegistry, place: Place
 ) -> None:

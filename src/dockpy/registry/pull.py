@@ -356,7 +356,14 @@ class Puller:
         except BadArchive:
             ticket.wait(job.cancellation)  # a blob that is not the right one is the reason then
             raise
-        ticket.wait(job.cancellation)
+        try:
+            ticket.wait(job.cancellation)
+            if not staged.repeatable:  # push and save need its own bytes
+                with open(arrival.path, "rb") as blob_as_it_came:
+                    staged = self._graph.keep_stream(staged, blob_as_it_came)
+        except BaseException:
+            self._graph.discard(staged)
+            raise
         return self._graph.place_layer(staged, parent)
 
     def _budget(self, blob: Descriptor) -> Budget:
