@@ -34,7 +34,11 @@ class Commit:
 
 def commit(graph: Graph, base: Image, staged: StagedLayer, said: Commit) -> Image:
     """Make an image of `base` and one more layer; waits for the disk. A failure leaves nothing."""
-    layers = [existing_layer(graph, chain) for chain in base.layers]
+    try:
+        layers = [existing_layer(graph, chain) for chain in base.layers]
+    except BaseException:
+        graph.discard(staged)
+        raise
     top = graph.place_layer(staged, base.layers[-1] if base.layers else "")
     try:
         made = time.time()
