@@ -356,35 +356,57 @@ class Container:
     def export(self, out: int) -> Packed:
         """Write all its files to a descriptor as tar, without what is mounted in it. Blocks.
 
-        Not a snapshot: a program that runs may write meanwhile.
+        Not a snapshot: a program that runs may write meanwhile. Conflict when it is removed.
         """
+        self._check_files()
         view = overlay_view([self.directory / "upper", *self._engine.lowers_of(self)])
         try:
             with directory(f"/proc/self/fd/{view}") as root:
-                return pack_tree(root, out, digest=False)
+                packed = pack_tree(root, out, digest=False)
         finally:
             os.close(view)
+        self._check_files()
+        return packed
 
     @contextmanager
     def root(self, *, writable: bool) -> Iterator[int]:
         """A descriptor of its root directory: with what is mounted in it while it runs.
 
-        It is neither started nor removed meanwhile. Conflict when it is being removed.
+        While it is written to it is neither started nor removed. Who reads may take for ever, so
+        that holds nobody up. Conflict when it is being removed, or was while it was read.
         """
         upper, work = self.directory / "upper", self.directory / "work"
-        with self.steady(pause=False), contextlib.ExitStack() as opened:
-            with self._lock:
-                run = self._run if self._state.running else None
-            if run is not None:
-                view = root_of(run)
-            elif writable:
+        with contextlib.ExitStack() as opened:
+            if writable:
+                opened.enter_context(self.steady(pause=False))
+            view = self._running_root()
+            if view is None and writable:
                 self.released.wait()  # two mounts must not write to one upper
                 opened.enter_context(self._engine.writing(self))
                 view = overlay(self._engine.lowers_of(self), upper, work, volatile=False)
-            else:
+            elif view is None:
+                self._check_files()
                 view = overlay_view([upper, *self._engine.lowers_of(self)])
             opened.callback(os.close, view)
             yield view
+            self._check_files()
+
+    def _running_root(self) -> int | None:
+        """A descriptor of its root as it sees it; None when it does not run."""
+        with self._lock:
+            run = self._run if self._state.running else None
+        if run is None:
+            return None
+        try:
+            return root_of(run)
+        except Conflict:  # it has ended and we are about to learn it
+            self.wait(KILL_PATIENCE)
+            return None
+
+    def _check_files(self) -> None:
+        """Conflict when its files are gone: what was read of them is not all."""
+        if not (self.directory / "upper").exists():
+            raise Conflict(f"container {self.name} is being removed")
 
     def export_rw(self, out: int) -> Packed:
         """Write what it changed to a descriptor, as an image's layer says it. Blocks."""

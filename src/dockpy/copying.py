@@ -51,6 +51,7 @@ class Found:
     """What a path leads to: `leaf` in `parent`. `mode`: 0 when nothing is there.
 
     `leaf` is empty for a directory that has no name (`/`, `..`); `parent` is then that directory.
+    `name` is what the path called it, before links were followed; a copy is called that.
     """
 
     parent: int
@@ -58,6 +59,7 @@ class Found:
     mode: int
     slash: bool
     contents: bool
+    name: str
 
     @property
     def is_directory(self) -> bool:
@@ -85,21 +87,22 @@ def copy(
         with target.rights():
             place, name = destination(opened, target, found)
             fresh = bool(name) and not is_there(name, place)
-            try:
-                with packed(write, stop) as stream:
-                    extract_into(stream, place, owner=owner)
-            except BaseException:
-                if fresh:
+        try:
+            # In this order: a new thread has the rights of the one that makes it.
+            with packed(write, stop) as stream, target.rights():
+                extract_into(stream, place, owner=owner)
+        except BaseException:
+            if fresh:
+                with target.rights():
                     remove_tree(place, os.fsencode(name))  # the failure is the one to report
-                raise
+            raise
 
 
 def copy_out(source: Side, out: int, *, follow: bool = False) -> None:
     """Write a file or a directory as tar to a descriptor, under its own name. Blocks."""
-    with ExitStack() as opened:
-        with source.rights():
-            found = source_of(opened, source, follow=follow)
-            pack(found, "" if found.contents else found.leaf, out)
+    with ExitStack() as opened, source.rights():
+        found = source_of(opened, source, follow=follow)
+        pack(found, "" if found.contents else found.name, out)
 
 
 def copy_in(source: BinaryIO | int, target: Side, *, owner: Owner = None) -> None:
@@ -140,8 +143,7 @@ def destination(opened: ExitStack, target: Side, source: Found) -> tuple[int, st
     """The directory to unpack into, and the name that the source gets there ("": its contents)."""
     found = find(opened, target, follow=True)
     if found.is_directory:
-        name = "" if source.contents or not source.leaf else source.leaf
-        return directory_of(opened, found), name
+        return directory_of(opened, found), "" if source.contents else source.name
     if found.mode:
         if source.is_directory:
             raise RequestError(f"cannot copy a directory onto the file {target.label}")
@@ -159,7 +161,7 @@ def find(opened: ExitStack, side: Side, *, follow: bool) -> Found:
     """Resolve a path down to its last name; that one too when `follow`, or when a slash ends it."""
     contents = side.path.endswith("/.") or side.path == "."
     slash = contents or side.path.endswith("/")
-    path = side.path
+    path, name = side.path, ""
     for _ in range(LINKS):
         path = path.rstrip("/")
         while path.endswith("/."):
@@ -167,15 +169,22 @@ def find(opened: ExitStack, side: Side, *, follow: bool) -> Found:
         above, leaf = posixpath.split(path)
         if leaf in ("", ".", ".."):
             parent = open_directory(opened, side, path or "/")
-            return Found(parent, "", os.fstat(parent).st_mode, slash, True)
+            mode = os.fstat(parent).st_mode
+            return Found(parent, "", mode, slash, contents or not name, name)
+        name = name or leaf
         parent = open_directory(opened, side, above or "/")
         try:
             mode = os.stat(leaf, dir_fd=parent, follow_symlinks=False).st_mode
         except FileNotFoundError:
             mode = 0
+        except OSError as error:
+            raise RequestError(f"{side.label}: {error.strerror}") from error
         if not stat.S_ISLNK(mode) or not (follow or slash):
-            return Found(parent, leaf, mode, slash, contents)
-        path = posixpath.join(above, os.readlink(leaf, dir_fd=parent))
+            return Found(parent, leaf, mode, slash, contents, name)
+        try:
+            path = posixpath.join(above, os.readlink(leaf, dir_fd=parent))
+        except OSError:
+            continue  # somebody took the link away: look again
     raise RequestError(f"{side.label}: too many symbolic links")
 
 
