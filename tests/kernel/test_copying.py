@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dockpy import Config, Container, Runtime
+from dockpy import Config, Container, Runtime, copying
+from dockpy.copying import Side
 from dockpy.errors import KernelError
 from dockpy.model import Status
 from patience import patient
@@ -141,3 +142,39 @@ def names(root: int) -> set[str]:
         return set(os.listdir(directory))
     finally:
         os.close(directory)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """A directory taken for a root, by descriptor and by path."""
+    for name in ("d", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "d" / "f").write_bytes(b"1")
+    (tmp_path / "file").symlink_to("d/f")
+    (tmp_path / "directory").symlink_to("/d")
+    (tmp_path / "up" / "below").mkdir(parents=True)
+    (tmp_path / "nameless").symlink_to("/up/below/..")
+    root = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    yield root, tmp_path
+    os.close(root)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "names"),
+    [
+        ("file", "out", {"file"}),
+        ("file", "out/new", {"new"}),
+        ("directory", "out", {"directory", "directory/f"}),
+        ("directory/", "out", {"directory", "directory/f"}),
+        ("directory/.", "out", {"f"}),
+        ("d/../directory", "out", {"directory", "directory/f"}),
+        ("nameless", "out", {"nameless", "nameless/below"}),
+    ],
+)
+def test_what_a_link_leads_to_is_called_as_the_link_is(
+    scene: tuple[int, Path], source: str, target: str, names: set[str]
+) -> None:
+    root, place = scene
+    copying.copy(Side(root, source, source), Side(root, target, target), follow=True)
+    found = {str(one.relative_to(place / "out")) for one in (place / "out").rglob("*")}
+    assert found == names

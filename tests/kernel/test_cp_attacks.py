@@ -16,7 +16,7 @@ import pytest
 
 from dockpy import Bind, Config, copying
 from dockpy.copying import Side
-from dockpy.errors import DockpyError
+from dockpy.errors import DockpyError, RequestError
 from patience import patient
 
 if TYPE_CHECKING:
@@ -336,3 +336,29 @@ def put(container: Container, data: bytes) -> None:
             copying.copy_in(stream, Side(root, "/tmp", "/tmp"))
     finally:
         os.close(stream)
+
+
+def test_a_link_that_comes_and_goes_is_told_as_missing_at_worst(
+    engine: Runtime, tmp_path: Path
+) -> None:
+    script = "echo -n mine > /f; flicker() { while :; do ln -s /f /l; rm /l; done; }; flicker &"
+    with box(engine, script) as container:
+        found = set()
+        deadline = time.monotonic() + patient(30)
+        while found != {"there", "missing"}:
+            try:
+                assert streamed(container, "/l", follow=True) == {"l": b"mine"}
+                found.add("there")
+            except RequestError:
+                found.add("missing")
+            assert time.monotonic() < deadline, found
+
+
+def test_a_name_too_long_for_the_disk_is_a_request_error(engine: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x")
+    with box(engine, ":", running=False) as container:
+        for path in (f"/{'x' * 300}", f"/{'x' * 300}/f", "/" + "x/" * 3000, "/etc/passwd/f"):
+            with pytest.raises(RequestError):
+                streamed(container, path)
+            with pytest.raises(RequestError):
+                bring_in(container, tmp_path / "f", path)
