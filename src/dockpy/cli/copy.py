@@ -24,7 +24,7 @@ ROOT = (0, 0)
     "One side is CONTAINER:PATH, the other a path here, or - for a tar stream. A directory is "
     "copied into one that is there, and becomes one that is not; SOURCE/. means its contents. "
     "What is copied into a container belongs to root there, what comes out to you, unless -a.",
-    Switch("-a", "--archive", help="Keep owner and group"),
+    Switch("-a", "--archive", help="Keep owners; and setuid bits, file capabilities, devices"),
     Switch("-L", "--follow-link", help="Copy what a link leads to, not the link"),
     Switch("-q", "--quiet", help="Say nothing (always so)"),
     Operand("source", "source"),
