@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -172,6 +172,9 @@ class FakeGraph:
 
     def lower_directories(self, image: Image) -> list[Path]:
         return [Path("/layers") / layer for layer in reversed(image.layers)]
+
+    def steady_users(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def delete(self, reference: str) -> None:
         del self.images[self.get(reference).id]

@@ -62,6 +62,7 @@ class Graph:
         self._trash = trash
         self._layers = LayerStore(root, flusher, trash)
         self._lock = threading.RLock()
+        self._users = threading.Lock()  # taken before every other one
         self._images: dict[str, Image] = {}
         self._torn: dict[Path, StoreError] = {}
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -333,7 +334,7 @@ class Graph:
     def delete(self, reference: str) -> None:
         """Remove an image, and its layers that no other image has. NoSuchImage, AmbiguousPrefix.
 
-        Whether it is tagged, or in use by containers, is for the caller to know.
+        Whether it is tagged, or in use by containers, is for the caller to know: `steady_users`.
         """
         with self._lock:
             image = self.get(reference)
@@ -341,6 +342,15 @@ class Graph:
             del self._images[image.id]
             self._index.remove(image.id)
             self._layers.drop(image.layers)
+
+    @contextmanager
+    def steady_users(self) -> Iterator[None]:
+        """Nobody begins to use an image meanwhile, or removes one.
+
+        For who removes images that nobody uses, and for who tells that one is used from now on.
+        """
+        with self._users:
+            yield
 
     # -- keeping order -------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ from dockpy.namespaces import NamespacePool
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.references import parse
 from dockpy.registry import settings as registry_settings
+from dockpy.registry.names import resolve
 from dockpy.registry.service import Registries
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, from_json, merge, merge_environment, to_json
@@ -226,6 +227,12 @@ class Runtime:
         record = Record(identifier, chosen, time.time(), merged, image.id, config.image)
         try:
             self._make(record, image)
+            container = Container(self, record, State())
+            with self.graph.steady_users():
+                self.graph.get(image.id)  # it may have been removed meanwhile
+                with self._lock:
+                    self._containers[identifier] = container
+                    self._ids.add(identifier)
         except BaseException as failure:
             with self._lock:
                 del self._names[chosen]
@@ -236,10 +243,6 @@ class Runtime:
                     "create container", failure.errno or errno.EIO, failure.filename
                 ) from failure
             raise
-        container = Container(self, record, State())
-        with self._lock:
-            self._containers[identifier] = container
-            self._ids.add(identifier)
         return container
 
     def get(self, reference: str) -> Container:
@@ -357,7 +360,8 @@ class Runtime:
 
         Blocks until they are on the disk and named. Raises BadArchive, KernelError.
         """
-        loaded = load(self.graph, source)
+        settings = self.registries.settings
+        loaded = load(self.graph, source, lambda name: resolve(name, settings).familiar)
         for one in loaded:
             for name in one.names:
                 reference = parse(name)

@@ -165,6 +165,74 @@ def test_five_hundred_layers(graphs: Callable[[], Graph]) -> None:
     assert content(second, found[0].image, "n") == b"499"
 
 
+# -- OCI layouts -------------------------------------------------------------------------------
+
+
+def oci(*listed: dict[str, object]) -> bytes:
+    """A layout of one image, listed as told; `digest` and `size` are added where it has none."""
+    configuration = config(DIFF_ID)
+    blobs = {hashlib.sha256(data).hexdigest(): data for data in (LAYER, configuration)}
+
+    def described(data: bytes, kind: str) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        return {
+            "mediaType": f"application/vnd.oci.image.{kind}",
+            "digest": f"sha256:{digest}",
+            "size": len(data),
+        }
+
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": described(configuration, "config.v1+json"),
+            "layers": [described(LAYER, "layer.v1.tar")],
+        }
+    ).encode()
+    blobs[hashlib.sha256(manifest).hexdigest()] = manifest
+    image_in_it = described(manifest, "manifest.v1+json")
+    index = json.dumps({"manifests": [{**image_in_it, **one} for one in listed]}).encode()
+    members: dict[str, bytes | str] = {f"blobs/sha256/{key}": data for key, data in blobs.items()}
+    return archive(**{"oci-layout": b"{}", "index.json": index, **members})
+
+
+FULL, REF = "io.containerd.image.name", "org.opencontainers.image.ref.name"
+NOTE: dict[str, object] = {
+    "platform": {"os": "unknown", "architecture": "unknown"},
+    "digest": "sha256:" + "f" * 64,
+}
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        ([{}], ()),
+        ([{"annotations": {REF: "host/some/name:2"}}], ("host/some/name:2",)),
+        ([{"annotations": {REF: "v1"}}], ("v1",)),
+        ([{"annotations": {REF: "Any Text @ all"}}], ()),
+        ([{"annotations": {FULL: "docker.io/x/y:1", REF: "1"}}], ("docker.io/x/y:1",)),
+        ([{"annotations": {REF: "a:1"}}, {"annotations": {REF: "b:2"}}], ("a:1", "b:2")),
+        ([{"annotations": {REF: "a:1"}}, NOTE], ("a:1",)),
+    ],
+    ids=str,
+)
+def test_names_in_an_oci_layout(
+    graphs: Callable[[], Graph],
+    way: Way,
+    listed: list[dict[str, object]],
+    names: tuple[str, ...],
+) -> None:
+    [found] = way(graph := graphs(), oci(*listed))
+    assert found.names == names
+    assert content(graph, found.image, "a") == b"1"
+
+
+def test_names_are_what_the_caller_calls_them(graphs: Callable[[], Graph]) -> None:
+    data = oci({"annotations": {REF: "a:1"}}, {"annotations": {REF: "b:1"}})
+    [found] = load(graphs(), io.BytesIO(data), lambda name: f"called:{name[-1]}")
+    assert found.names == ("called:1",)
+
+
 # -- hostile archives --------------------------------------------------------------------------
 
 
@@ -220,6 +288,11 @@ HOSTILE: dict[str, dict[str, bytes | str]] = {
     "layer is a link to itself": {**GOOD, "layer": "layer"},
     "path to the host": {**GOOD, "manifest.json": docker(layers=["../../../../../etc/passwd"])},
     "nul in a path": {**GOOD, "manifest.json": docker(layers=["layer\0"])},
+    "name that is none": {**GOOD, "manifest.json": docker().replace(b"x:1", b"X:1")},
+    "name with a digest": {
+        **GOOD,
+        "manifest.json": docker().replace(b"x:1", b"x@sha256:" + b"0" * 64),
+    },
     "bad diff id": {**GOOD, "config": config("sha256:../../x")},
     "index without end": {
         "index.json": (
@@ -344,6 +417,7 @@ def test_an_archive_from_before_manifests_is_read(graphs: Callable[[], Graph], w
         {"repositories": b"{}"},
         {"repositories": b"[]"},
         {"repositories": b'{"x": ["1"]}'},
+        {"repositories": json.dumps({"X": {"1": "a" * 64}}).encode()},
         {"repositories": b'{"x": {"1": "../../etc"}}'},
         {"repositories": json.dumps({"x": {"1": "c" * 64}}).encode()},
         {f"{'a' * 64}/json": b"5"},

@@ -18,7 +18,8 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 from dockpy import Config, Runtime
-from dockpy.errors import KernelError, StoreError
+from dockpy.container import Record
+from dockpy.errors import KernelError, NoSuchImage, StoreError
 from dockpy.graph import Graph
 from dockpy.image_archive.loading import load
 from dockpy.image_archive.saving import Selected, save
@@ -430,3 +431,26 @@ def test_a_container_reads_every_layer_of_a_deep_stack(engine: Runtime, tiny_arc
     )
     assert container.run() == 0
     assert b"".join(one.message for one in container.read_log()).split() == [b"%d100" % (count - 1)]
+
+
+@pytest.mark.needs("overlay", "busybox", "cgroups")
+def test_an_image_removed_while_a_container_is_made_of_it_leaves_no_half_container(
+    engine: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = engine.tags.lookup_image("base")
+    real = Runtime._make
+
+    def make(runtime: Runtime, record: Record, image: Image) -> None:
+        real(runtime, record, image)
+        monkeypatch.undo()
+        with runtime.graph.steady_users():
+            runtime.tags.delete("base")
+            runtime.graph.delete(image.id)
+
+    monkeypatch.setattr(Runtime, "_make", make)
+    with pytest.raises(NoSuchImage):
+        engine.create(Config(image="base", cmd=("true",)), "half")
+    assert engine.list() == []
+    assert not engine.exists("half")
+    assert os.listdir(engine.root / "containers") == []
+    assert not engine.graph.exists(base.id)

@@ -137,6 +137,8 @@ class EngineGraph(Protocol):
 
     def delete(self, reference: str) -> None: ...
 
+    def steady_users(self) -> AbstractContextManager[None]: ...
+
 
 class EngineTags(Protocol):
     """The names of images."""

@@ -32,7 +32,8 @@ def rmi(session: Session, *, images: tuple[str, ...], force: bool, no_prune: boo
     code = 0
     for name in images:
         try:
-            lines = remove(session.runtime, name, force=force, prune=not no_prune)
+            with session.runtime.graph.steady_users():
+                lines = remove(session.runtime, name, force=force, prune=not no_prune)
             session.write("".join(f"{line}\n" for line in lines))
         except DockpyError as error:
             session.error(f"dockpy: {error}")

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dockpy.errors import BadArchive
+from dockpy.errors import BadArchive, UsageError
+from dockpy.references import parse
 
 LAYOUT = "oci-layout"
 INDEX = "index.json"
@@ -56,6 +57,12 @@ class Descriptor:
     """Operating system and architecture."""
 
     @property
+    def is_note(self) -> bool:
+        """About another image, not one: what build tools attest. Source: buildkit's
+        attestation-storage.md, "Attestation Manifest Descriptor"."""
+        return self.platform == ("unknown", "unknown")
+
+    @property
     def path(self) -> str:
         return BLOBS + self.hex
 
@@ -74,7 +81,19 @@ def _docker_entry(values: object) -> Entry:
     config = values.get("Config")
     if not isinstance(config, str):
         raise BadArchive(f"{MANIFEST}: an image has no Config")
-    return Entry(config, _texts(values, "Layers"), _texts(values, "RepoTags"))
+    names = _texts(values, "RepoTags")
+    for name in names:
+        if not is_name(name):
+            raise BadArchive(f"{MANIFEST}: {name[:80]!r} cannot be the name of an image")
+    return Entry(config, _texts(values, "Layers"), names)
+
+
+def is_name(text: str) -> bool:
+    """Whether an image can be called so, by repository and tag."""
+    try:
+        return not parse(text).digest
+    except UsageError:
+        return False
 
 
 def _texts(values: Mapping[str, object], key: str) -> tuple[str, ...]:
@@ -121,9 +140,15 @@ def descriptor(values: object, what: str) -> Descriptor:
     return Descriptor(
         str(values.get("mediaType", "")),
         match[1],
-        tuple(str(notes[key]) for key in (FULL_NAME, REF_NAME) if notes.get(key)),
+        _name(notes),
         (str(platform.get("os", "")), str(platform.get("architecture", ""))),
     )
+
+
+def _name(notes: Mapping[str, object]) -> tuple[str, ...]:
+    """The whole name if it is told; otherwise what is often one, and by OCI's rules any text."""
+    told = str(notes.get(FULL_NAME) or notes.get(REF_NAME) or "")
+    return (told,) if is_name(told) else ()
 
 
 def document(data: bytes, what: str) -> Any:
@@ -136,6 +161,7 @@ def document(data: bytes, what: str) -> Any:
 
 def choose(found: Sequence[Descriptor], architecture: str) -> Descriptor | None:
     """The image for this machine among those of a list; the only one when there is one."""
+    found = [one for one in found if not one.is_note]
     fitting = [one for one in found if one.platform == ("linux", architecture)]
     if fitting:
         return fitting[0]

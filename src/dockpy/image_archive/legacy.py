@@ -43,7 +43,10 @@ def repositories(data: bytes) -> dict[str, tuple[str, ...]]:
         if not isinstance(tags, dict):
             raise BadArchive(f"{REPOSITORIES}: the tags of {repository[:80]!r} are no object")
         for tag, top in tags.items():
-            found[_checked(top)] = (*found.get(top, ()), f"{repository}:{tag}")
+            name = f"{repository}:{tag}"
+            if not layout.is_name(name):
+                raise BadArchive(f"{REPOSITORIES}: {name[:80]!r} cannot be the name of an image")
+            found[_checked(top)] = (*found.get(top, ()), name)
     if len(found) > layout.IMAGE_LIMIT:
         raise BadArchive(f"{REPOSITORIES} lists too many images")
     return found

@@ -35,9 +35,10 @@ class Loaded:
     names: tuple[str, ...]
 
 
-def load(graph: Graph, source: BinaryIO | int) -> list[Loaded]:
+def load(graph: Graph, source: BinaryIO | int, call: Callable[[str], str] = str) -> list[Loaded]:
     """Take in every image of an archive; blocks until they are on the disk.
 
+    `call` gives what a name of the archive, `repository[:tag]`, is here; nothing is named yet.
     What was taken in before a failure stays; of the image that failed nothing is left. Raises
     BadArchive for what is wrong with the archive, KernelError.
     """
@@ -45,8 +46,10 @@ def load(graph: Graph, source: BinaryIO | int) -> list[Loaded]:
         old = not has(files, layout.MANIFEST) and not has(files, layout.INDEX)
         if old and has(files, legacy.REPOSITORIES):
             named = legacy.repositories(document(files, legacy.REPOSITORIES))
-            return [_take_in_old(graph, files, top, names) for top, names in named.items()]
-        return [_take_in(graph, files, entry) for entry in entries_of(files)]
+            found = [_take_in_old(graph, files, top, names) for top, names in named.items()]
+        else:
+            found = [_take_in(graph, files, entry) for entry in entries_of(files)]
+    return [Loaded(one.image, tuple(dict.fromkeys(map(call, one.names)))) for one in found]
 
 
 def entries_of(files: Files) -> list[layout.Entry]:
@@ -55,7 +58,8 @@ def entries_of(files: Files) -> list[layout.Entry]:
         return layout.docker_entries(document(files, layout.MANIFEST))
     if has(files, layout.INDEX):
         found = layout.descriptors(document(files, layout.INDEX), layout.INDEX)
-        entries = [entry for one in found for entry in _entries(files, one, DEPTH)]
+        images = [one for one in found if not one.is_note]
+        entries = [entry for one in images for entry in _entries(files, one, DEPTH)]
         merged: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
         for one in entries:
             key = (one.config, one.layers)
