@@ -152,7 +152,7 @@ def destination(opened: ExitStack, target: Side, source: Found) -> tuple[int, st
         if not stat.S_ISREG(found.mode):
             raise RequestError(f"{target.label} is a device, fifo or socket; name a file")
         return found.parent, found.leaf
-    if found.slash and not source.is_directory:
+    if found.contents or (found.slash and not source.is_directory):
         raise RequestError(f"{target.label}: no such directory; create it first")
     return found.parent, found.leaf
 
@@ -170,6 +170,8 @@ def find(opened: ExitStack, side: Side, *, follow: bool) -> Found:
         if leaf in ("", ".", ".."):
             parent = open_directory(opened, side, path or "/")
             mode = os.fstat(parent).st_mode
+            # What ends in `..` is called as the text of the path says, as Docker does.
+            name = name or posixpath.basename(posixpath.normpath(f"/{path}"))
             return Found(parent, "", mode, slash, contents or not name, name)
         name = name or leaf
         parent = open_directory(opened, side, above or "/")
