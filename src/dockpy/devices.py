@@ -9,6 +9,7 @@ Documentation/bpf/standardization/instruction-set.rst, include/uapi/linux/bpf.h.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,20 @@ def test_a_plain_file_is_not_a_device(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="not a device"):
         devices.look_up(parse_device(str(tmp_path / "file")))
+
+
+def test_names_that_go_while_a_directory_is_looked_through_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    walk = os.walk
+
+    def haunted(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for above, directories, names in walk(top):
+            yield above, directories, [*names, "gone-by-now"]
+
+    monkeypatch.setattr(os, "walk", haunted)
+    found = devices.look_up(parse_device("/dev"))
+    assert any(one.target == "/dev/null" for one in found)
 
 
 def test_a_device_is_looked_up_on_the_host_and_put_where_asked() -> None:
