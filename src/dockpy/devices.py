@@ -118,10 +118,8 @@ def look_up(request: DeviceRequest) -> list[Device]:
             found = [_device(os.stat(source), request.target, request.access)]
         else:
             found = [
-                _device(
-                    path.lstat(), f"{request.target}/{path.relative_to(source)}", request.access
-                )
-                for path in sorted(source.rglob("*"))
+                _device(status, f"{request.target}/{path.relative_to(source)}", request.access)
+                for path, status in _files_below(source)
             ]
     except FileNotFoundError:
         raise NotFound("device", request.source) from None
@@ -136,6 +134,17 @@ def look_up(request: DeviceRequest) -> list[Device]:
 def requested_rules(texts: Iterable[str]) -> list[DeviceRule]:
     """The rules that `--device` texts stand for. Raises as `parse_device` and `look_up`."""
     return [device.rule for text in texts for device in look_up(parse_device(text))]
+
+
+def _files_below(directory: Path) -> list[tuple[Path, os.stat_result]]:
+    """What is not a directory below one; in /dev names come and go while we look."""
+    found = []
+    for above, _, names in os.walk(directory):
+        for name in names:
+            path = Path(above, name)
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path, path.lstat()))
+    return sorted(found, key=lambda one: one[0])
 
 
 def _device(status: os.stat_result, target: str, access: str) -> Device | None:
