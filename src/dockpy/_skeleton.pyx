@@ -7,36 +7,26 @@ numbers little-endian:
     R  u64 size, then so many bytes of the stream
     F  u64 size, u64 length, then a path of that length below the tree: so many bytes are its content
 
-The records come from a file of ours, but the tree is an image's: paths are opened inside it
-(openat2 with RESOLVE_IN_ROOT), and a file of another size is a problem, not a wrong stream.
+The records come from a file of ours, but the tree is an image's: paths are opened inside it (`_below`),
+and a file of another size is a problem, not a wrong stream.
 """
 
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
 
-from dockpy._sys cimport *
+from dockpy._below cimport open_at, same_again
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
-        O_CLOEXEC
         O_NOCTTY
+        O_NOFOLLOW
         O_NONBLOCK
         O_RDONLY
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
-    int dup(int fd)
     ssize_t read(int fd, void *buffer, size_t size)
-
-cdef extern from "<linux/openat2.h>" nogil:
-    cdef struct open_how:
-        uint64_t flags
-        uint64_t mode
-        uint64_t resolve
-    enum:
-        RESOLVE_IN_ROOT
-        RESOLVE_NO_MAGICLINKS
 
 cdef enum:
     PATH_SIZE = 4096
@@ -64,6 +54,7 @@ cdef class Rebuilder:
 
     cdef int root
     cdef int file
+    cdef bint by_hand
     cdef State state
     cdef uint8_t head[17]
     cdef size_t head_fill
@@ -79,7 +70,7 @@ cdef class Rebuilder:
     def __cinit__(self, int directory):
         self.size = 0
         self.file = -1
-        self.root = dup(directory)
+        self.root = same_again(directory)
         if self.root < 0:
             raise OSError(errno, "dup")
 
@@ -210,18 +201,12 @@ cdef class Rebuilder:
                 self.problem = NO_SKELETON
 
     cdef void start_file(self) noexcept nogil:
-        cdef open_how how
-        cdef long fd
         self.path[self.path_size] = 0
-        how.flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC
-        how.mode = 0
-        how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-        fd = call(SYS_openat2, self.root, <const char *>self.path, &how, sizeof(how))
-        if fd < 0:
+        self.file = open_at(self.root, self.path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW, &self.by_hand)
+        if self.file < 0:
             self.problem = STEP_OPEN
-            self.error = <int>-fd
+            self.error = errno
             return
-        self.file = <int>fd
         self.entries += 1
         self.state = AT_FILE
 

@@ -1,16 +1,12 @@
 from typing import Self
 
-from typing_extensions import Buffer
+from dockpy._tarread import STREAM_PROBLEMS as STREAM_PROBLEMS
+from dockpy._tarread import TarReader
 
 ARCHIVE_PROBLEMS: dict[int, str]
 KERNEL_STEPS: dict[int, str]
 
-class Unpacker:
-    problem: int
-    error: int
-    entries: int
-    bytes_written: int
-    ignored_attributes: int
+class Unpacker(TarReader):
     replaced: bool
     def __new__(
         cls,
@@ -29,13 +25,5 @@ class Unpacker:
         tame: bool = False,
     ) -> Self: ...
     @property
-    def name(self) -> bytes: ...
-    @property
     def walks_by_hand(self) -> bool: ...
-    def feed(self, data: Buffer) -> bool: ...
-    def finish(self) -> bool: ...
-    def take_skeleton(self) -> bytes: ...
     def close(self) -> None: ...
-
-def remove_tree(directory: int, name: bytes) -> int: ...
-def open_below(root: int, path: bytes, by_hand: bool) -> tuple[int, int]: ...

@@ -18,7 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
-from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker, remove_tree
+from dockpy._below import remove_tree
+from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker
 from dockpy.compression import HEAD_SIZE, Compression, Readable, decoder, detect
 from dockpy.errors import BadArchive, DockpyError, KernelError, RequestError
 from dockpy.skeleton import SkeletonWriter

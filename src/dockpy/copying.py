@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from dockpy._tar import remove_tree
+from dockpy._below import remove_tree
 from dockpy.archive import extract_into
 from dockpy.errors import DockpyError, RequestError
 from dockpy.mounts import open_in_root

@@ -20,7 +20,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from dockpy._tar import remove_tree
+from dockpy._below import remove_tree
 from dockpy.errors import KernelError, TornRecord
 
 TEMPORARY = ".tmp-"

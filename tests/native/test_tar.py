@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker, open_below, remove_tree
+from dockpy._below import open_below, remove_tree
+from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker
 from reference.tarblocks import END, file, header, long_name, octal, padded, pax, seal
 from reference.untar import Refused, Snapshot, snapshot, untar
 
