@@ -35,6 +35,7 @@ cdef enum Problem:
     TOO_MANY_BYTES
     TOO_MUCH_METADATA
     TOO_MUCH_PADDING
+    TOO_MUCH_BESIDE
     # The tree's fault, from here on; _tar numbers them.
     FIRST_OF_TREE = 60
     # The kernel's refusal, from here on; `error` holds errno.
@@ -80,6 +81,7 @@ cdef class TarReader:
 
     # The stream.
     cdef State state
+    cdef int64_t given  # bytes so far
     cdef uint8_t block[512]
     cdef size_t block_fill
     cdef int64_t skip_left

@@ -58,10 +58,13 @@ STREAM_PROBLEMS = {
     TOO_MANY_BYTES: "the archive unpacks to more bytes than allowed",
     TOO_MUCH_METADATA: "an entry has more metadata than allowed",
     TOO_MUCH_PADDING: "the archive does not stop after its end mark",
+    TOO_MUCH_BESIDE: "the archive has more besides its files than allowed",
 }
 
 cdef enum:
     PADDING_LIMIT = 16 << 20
+    BESIDE_LIMIT = 64 << 20  # bytes of the stream that are no content; more for many entries:
+    BESIDE_EACH = 4096
     SEGMENT_LIMIT = 1 << 20
     ATTRIBUTE_LIMIT = 65536  # XATTR_SIZE_MAX of the kernel
     ID_LIMIT = 0xFFFFFFFF  # means "leave it" to chown(2)
@@ -125,6 +128,10 @@ cdef class TarReader:
     """One stream being read. Not for two threads at a time."""
 
     def __cinit__(self):
+        self.max_bytes = 256 << 30
+        self.max_entries = 10000000
+        self.max_path = PATH_LIMIT - 1
+        self.max_metadata = 1 << 20
         self.local.half_segment = self.everywhere.half_segment = -1
 
     def __dealloc__(self):
@@ -154,6 +161,10 @@ cdef class TarReader:
             return True
         with nogil:
             self.take(&data[0], size)
+            self.given += size
+            # Headers without end, or sizes of what has no content, are in no other budget.
+            if (self.given - self.bytes_written - BESIDE_LIMIT) // BESIDE_EACH > self.max_entries:
+                self.fail(TOO_MUCH_BESIDE)
         return self.problem == FINE
 
     def finish(self) -> bool:
