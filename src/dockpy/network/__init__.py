@@ -1,0 +1,1 @@
+"""Addresses, links, names and the firewall of containers."""
