@@ -171,6 +171,18 @@ class Firewall:
         with self._lock:
             self._open_tables().remove(entries.of_bridge(bridge))
 
+    def let_talk(self, first: str, second: str) -> None:
+        """Containers behind two bridges of one network reach each other."""
+        with self._lock:
+            self._open_tables().add(
+                entries.of_pair(first, second), f"connect the bridges {first} and {second}"
+            )
+
+    def keep_apart(self, first: str, second: str) -> None:
+        """Take that back."""
+        with self._lock:
+            self._open_tables().remove(entries.of_pair(first, second))
+
     @property
     def loopback6(self) -> bool:
         """Whether [::1] can be published: not where bridged frames go through ip6tables."""
@@ -212,7 +224,9 @@ class Firewall:
         wanted = tuple(entries.of_ports(mappings, addresses))
         with self._lock:
             tables = self._open_tables()
-            step = "publish " + ", ".join(f"port {one.host_port}/{one.protocol}" for one in mappings)
+            step = "publish " + ", ".join(
+                f"port {one.host_port}/{one.protocol}" for one in mappings
+            )
             tables.add(wanted, step)
             before = self._publications.get(owner)
             kept = tuple(mappings) + (before.ports if before else ())
@@ -248,9 +262,7 @@ class Firewall:
     def _fence(self, protocol: rules.Protocol) -> None:
         """Before routing is turned on: what the host did not route it will not route."""
         tables = self._open_tables()
-        bridges = {
-            entry.element.key for entry in tables.entries() if entry.name == rules.BRIDGES
-        }
+        bridges = {entry.element.key for entry in tables.entries() if entry.name == rules.BRIDGES}
         names = [
             name
             for name in forwarding.interfaces()
