@@ -58,6 +58,8 @@ class Site:
     files_directory: str
     """Where they are written: on a tmpfs."""
     hostname: str
+    network: Network | Literal["none", "host"] = "none"
+    """A namespace with all that belongs in it, the caller's; `none`: a new one with loopback."""
     identity: Identity | None = None
     """Known already (same image, same user, nothing written yet): no look-up."""
 
@@ -142,7 +144,6 @@ class Assembler:
 
     def check(self, config: Config) -> None:
         """Refuse a configuration that no start could carry out, before anything is made."""
-        network(config.network_mode)
         capabilities = self.capabilities(config)
         self.filters.get(config.seccomp, capabilities)
         self.rlimits(config)
@@ -219,8 +220,7 @@ class Assembler:
             for bind, source, is_directory in open_binds(pile, site)
         ]
         capabilities = self.capabilities(config)
-        kind = network(config.network_mode)
-        ready = self._network(pile, kind)
+        ready = self._network(pile, site.network)
         spec = StartSpec(
             root_slot=0,
             argv=command(config),
@@ -237,8 +237,10 @@ class Assembler:
             stdout_slot=slot(theirs.stdout) if theirs.stdout >= 0 else None,
             stderr_slot=slot(theirs.stderr) if theirs.stderr >= 0 else None,
             cgroup_tasks_slots=tasks,
-            network=kind if ready is None else slot(ready.namespace),
-            sysfs_slot=None if ready is None or ready.sysfs is None else slot(ready.sysfs),
+            network=slot(ready.namespace) if isinstance(ready, Network) else ready,
+            sysfs_slot=slot(ready.sysfs)
+            if isinstance(ready, Network) and ready.sysfs is not None
+            else None,
             capabilities=capabilities,
             seccomp=self.filters.get(config.seccomp, capabilities),
             no_new_privileges=config.no_new_privileges,
@@ -268,10 +270,14 @@ class Assembler:
             stdin_once=config.stdin_once,
         )
 
-    def _network(self, pile: Pile, kind: Literal["none", "host"]) -> Network | None:
+    def _network(
+        self, pile: Pile, wanted: Network | Literal["none", "host"]
+    ) -> Network | Literal["none", "host"]:
         """A namespace made ahead, where there is one and the child wants its own."""
-        ready = self._namespaces.take() if kind == "none" else None
-        for descriptor in () if ready is None else ready.descriptors():
+        ready = self._namespaces.take() if wanted == "none" else None
+        if ready is None:
+            return wanted
+        for descriptor in ready.descriptors():
             pile.add(descriptor)
         return ready
 
@@ -416,11 +422,3 @@ def device_nodes(config: Config) -> tuple[tuple[str, str, int, int, int], ...]:
             if node[0] not in OWN_DEVICES and not node[0].startswith(OWN_DIRECTORIES):
                 nodes.setdefault(node[0], node)
     return tuple(nodes.values())
-
-
-def network(mode: str) -> Literal["none", "host"]:
-    if mode == "none":
-        return "none"
-    if mode == "host":
-        return "host"
-    raise RequestError(f"network {mode!r} is not available; use none or host")

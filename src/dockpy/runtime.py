@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-from dockpy import _process, etcfiles
+from dockpy import _process, connecting
 from dockpy.assembly import Assembler, Site, Started
 from dockpy.capabilities import DEFAULT
 from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
@@ -32,6 +32,7 @@ from dockpy.container import Container, Record
 from dockpy.entering import Entry, enter
 from dockpy.errors import (
     Conflict,
+    DockpyError,
     KernelError,
     Locked,
     NameInUse,
@@ -48,6 +49,9 @@ from dockpy.janitor import Janitor
 from dockpy.model import DEFAULT_TAG, VERSION, Config, Exec, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
+from dockpy.network.manager import Connection, NetworkManager, Owner
+from dockpy.network.portalloc import PortInUse
+from dockpy.network.values import Lease, NetworkSettings
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.references import parse
 from dockpy.registry import settings as registry_settings
@@ -55,6 +59,7 @@ from dockpy.registry.names import resolve
 from dockpy.registry.service import Registries
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, from_json, merge, merge_environment, to_json
+from dockpy.spawn import Network as Namespace
 from dockpy.supervision import Attachment, Run, Streams, Supervision
 from dockpy.supervisor import CONTAINERS
 from dockpy.tags import TagStore
@@ -98,6 +103,8 @@ class Info:
     memory: int
     cgroup: str
     backlog: int
+    dying_networks: int
+    """Cables of ended containers that the kernel still takes apart."""
     warnings: tuple[str, ...]
 
 
@@ -105,9 +112,10 @@ class Runtime:
     """One engine over one state directory; its containers outlive it.
 
     `root` holds images and containers, `run` (a tmpfs) sockets and what need not survive a reboot.
-    `supervisors`: how many processes parent the containers, one per core by default. Raises Locked
-    when another engine owns `root`. The calling process is a child subreaper (prctl(2)) until
-    `close`, so that containers of a killed supervisor stay ours. Thread-safe.
+    `supervisors`: how many processes parent the containers, one per core by default. `network` is
+    about the default network. Raises Locked when another engine owns `root`. The calling process is
+    a child subreaper (prctl(2)) until `close`, so that containers of a killed supervisor stay ours.
+    Thread-safe.
     """
 
     def __init__(
@@ -117,6 +125,7 @@ class Runtime:
         run: str | os.PathLike[str] | None = None,
         supervisors: int | None = None,
         cgroup_parent: str | None = None,
+        network: NetworkSettings | None = None,
     ) -> None:
         self.root = Path(os.path.abspath(root))
         self.run = Path(os.path.abspath(run)) if run is not None else run_directory(self.root)
@@ -174,6 +183,10 @@ class Runtime:
             filters.get("default", DEFAULT)  # now, not in the first start
             namespaces = NamespacePool()
             undo.callback(namespaces.close)
+            self.networks = NetworkManager(
+                self.root, network or network_settings(self.root), namespaces, self._flusher
+            )
+            undo.callback(self.networks.close)
             self._assembler = Assembler(
                 self._supervision,
                 self.cgroups,
@@ -218,6 +231,9 @@ class Runtime:
         image = self.tags.lookup_image(config.image)
         merged = merge(image.config, config)
         command(merged)
+        connecting.check(merged)
+        if connecting.has_network(merged):
+            self.networks.get(merged.network_mode)
         self._assembler.check(merged)
         self._janitor.wait_below(BACKLOG)
         identifier = generate_id()
@@ -391,6 +407,7 @@ class Runtime:
             memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             cgroup=self.cgroups.kind,
             backlog=self._janitor.backlog,
+            dying_networks=self.networks.dying(),
             warnings=tuple(self.warnings),
         )
 
@@ -404,39 +421,92 @@ class Runtime:
         fresh = not container.state.started_at
         key = (image.id, config.user)
         hostname = self._hostname(record)
-        files_directory = f"{self.run}/containers/{record.id}"
-        site = Site(
-            id=record.id,
-            config=config,
-            lowers=self.lowers_of(container),
-            directory=self.directory_of(container),
-            files=self._files(record, hostname),
-            files_directory=files_directory,
-            hostname=hostname,
-            identity=self._identities.get(key) if fresh else None,
-        )
-        if record.id in self._marked:
-            self._unmark(record, None)
-        if not fresh or container.state.error:
-            # Older than any mount: nobody must take the last run's end for this one's.
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(f"{site.directory}/state.json", ns=(0, 0))
-        try:
+        with self._network_of(record) as (network, lease):
+            site = Site(
+                id=record.id,
+                config=config,
+                lowers=self.lowers_of(container),
+                directory=self.directory_of(container),
+                files=connecting.files(
+                    config, hostname, host_resolv(), lease, self._linked(record)
+                ),
+                files_directory=f"{self.run}/containers/{record.id}",
+                network=network,
+                hostname=hostname,
+                identity=self._identities.get(key) if fresh else None,
+            )
+            if record.id in self._marked:
+                self._unmark(record, None)
+            if not fresh or container.state.error:
+                # Older than any mount: nobody must take the last run's end for this one's.
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(f"{site.directory}/state.json", ns=(0, 0))
             started = self._assembler.start(site, attach)
-        except BaseException:
-            self._janitor.put(lambda: remove_files(files_directory, keep=("config.json",)))
-            raise
         if fresh:
             self._identities[key] = started.identity
         self._held[started.run.key] = started
         return started.run, started.attachments
 
-    @staticmethod
-    def _hostname(record: Record) -> str:
+    def _hostname(self, record: Record) -> str:
         config = record.config
-        return config.hostname or (
-            platform.node() if config.network_mode == "host" else record.id[:12]
-        )
+        if config.hostname:
+            return config.hostname
+        if config.network_mode == "host":
+            return platform.node()
+        if connecting.is_shared(config):
+            return self._hostname(self.get(connecting.shared_with(config)).record)
+        return record.id[:12]
+
+    @contextlib.contextmanager
+    def _network_of(
+        self, record: Record
+    ) -> Iterator[tuple[Namespace | Literal["none", "host"], Lease]]:
+        """The network of a start, given back when the start fails."""
+        mode = record.config.network_mode
+        connection = self._connect(record)
+        directory = self.run / "containers" / record.id
+        try:
+            if connection is None:
+                yield "host" if mode == "host" else "none", Lease()
+            else:
+                connecting.keep(directory, connection.lease)
+                yield connection.namespace, connection.lease
+        except BaseException:
+            self.networks.disconnect(record.id)
+            self._janitor.put(lambda: remove_files(directory, keep=("config.json",)))
+            raise
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _connect(self, record: Record) -> Connection | None:
+        """The network of a start; None for `none` and `host`."""
+        config = record.config
+        if connecting.is_shared(config):
+            other = self.get(connecting.shared_with(config))
+            if not other.state.running:
+                raise Conflict(f"container {other.name} does not run; start it first")
+            return self.networks.share(other.id, other.state.pid)
+        if not connecting.has_network(config):
+            return None
+        owner, wanted = Owner(record.id, record.name), connecting.wanted(config)
+        try:
+            return self.networks.connect(owner, wanted)
+        except PortInUse:
+            self._janitor.drain()  # by a container that has just ended, perhaps
+            return self.networks.connect(owner, wanted)
+
+    def _linked(self, record: Record) -> Sequence[str]:
+        """Lines for /etc/hosts of the containers it is linked to."""
+
+        def address(reference: str) -> tuple[str, str]:
+            other = self.get(reference)
+            lease = self.networks.lease(other.id)
+            if lease is None or not lease.addresses:
+                raise Conflict(f"container {other.name} has no address now; start it first")
+            return other.name, lease.addresses[0]
+
+        return connecting.linked(record.config, address)
 
     def ended(self, run: Run) -> bool:
         """Whether the OOM killer ended processes of this run."""
@@ -561,6 +631,7 @@ class Runtime:
             elif held is not None:
                 rest.callback(held.remove)
             rest.callback(self._write_down, container, run)
+            rest.callback(self.networks.disconnect, record.id)
 
     def _release_held(self) -> None:
         """Close what is kept for containers that go on without this engine."""
@@ -725,15 +796,6 @@ class Runtime:
         path = self.root / "containers" / record.id / "state.json"
         write(path, json.dumps(values).encode(), self._flusher)
 
-    def _files(self, record: Record, hostname: str) -> tuple[tuple[str, str], ...]:
-        """The container's own files in /etc, anew at each start."""
-        config = record.config
-        return (
-            ("resolv.conf", etcfiles.resolv(host_resolv(), config.dns, config.dns_search)),
-            ("hostname", f"{hostname}\n"),
-            ("hosts", etcfiles.hosts(hostname, config.domainname, config.extra_hosts)),
-        )
-
     def _discard(self, record: Record) -> None:
         unwritten = self._unwritten.pop(record.id, None)
         if unwritten is not None:
@@ -849,6 +911,8 @@ class Runtime:
                 self._end_unknown(run)
             else:
                 container.adopt(run)
+                self._adopt_network(container)
+        self._settle_networks()
         for name in self.cgroups.names():
             if name not in running:
                 self._end_orphan(name)
@@ -863,6 +927,23 @@ class Runtime:
             elif container.id in with_files:
                 remove_files(self.run / "containers" / container.id, keep=("config.json",))
         self._name_all()
+
+    def _adopt_network(self, container: Container) -> None:
+        """Take over the addresses and ports of a container that runs already."""
+        try:
+            lease = connecting.kept(self.run / "containers" / container.id)
+            if lease is not None:
+                self.networks.adopt(Owner(container.id, container.name), lease)
+        except DockpyError as error:
+            self._warn(f"the network of container {container.name}: {error}")
+
+    def _settle_networks(self) -> None:
+        for finding in self.networks.store.findings:
+            self._warn(finding)
+        try:
+            self.networks.settle()
+        except KernelError as error:
+            self._warn(str(error))
 
     def _end_orphan(self, name: str) -> None:
         """End what runs in a cgroup that no supervisor answers for."""
@@ -992,6 +1073,14 @@ def cgroup_name(root: Path) -> str:
     if root == DEFAULT_ROOT:
         return "dockpy"
     return f"dockpy-{hashlib.sha256(bytes(root)).hexdigest()[:12]}"
+
+
+def network_settings(root: Path) -> NetworkSettings:
+    """Names of the default network's bridge and tables of an engine over `root`, unless told."""
+    if root == DEFAULT_ROOT:
+        return NetworkSettings()
+    name = hashlib.sha256(bytes(root)).hexdigest()
+    return NetworkSettings(bridge=f"dpy{name[:8]}", firewall=f"dockpy-{name[:12]}")
 
 
 def host_resolv() -> str:
