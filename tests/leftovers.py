@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -92,7 +93,7 @@ def cgroups() -> Count:
 
 
 def links() -> Count:
-    return Counter(f"link {name}" for name in os.listdir("/sys/class/net"))
+    return Counter(f"link {name}" for _, name in socket.if_nameindex())
 
 
 def nft_tables() -> Count:

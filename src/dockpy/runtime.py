@@ -51,7 +51,7 @@ from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
 from dockpy.network.manager import Connection, NetworkManager, Owner
 from dockpy.network.portalloc import PortInUse
-from dockpy.network.values import Lease, NetworkSettings
+from dockpy.network.values import Lease, Network, NetworkSettings, Wish
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.references import parse
 from dockpy.registry import settings as registry_settings
@@ -341,6 +341,35 @@ class Runtime:
         if repository:
             self.tags.set(repository, tag or "latest", image.id, force=True)
         return image
+
+    # -- networks ------------------------------------------------------------------------------
+
+    def join_network(self, container: Container, network: Network, wish: Wish) -> None:
+        """Put a container into one more network, now if it runs and at each start. Conflict."""
+        config = container.config
+        if not connecting.has_network(config):
+            raise Conflict(
+                f"container {container.name} has no network of its own but {config.network_mode}"
+            )
+        if network.default:
+            raise Conflict("containers are in the default network from their start or never")
+        if container.state.running:
+            owner = Owner(container.id, container.name)
+            lease = self.networks.join(owner, network, wish, container.state.pid)
+            connecting.keep(self.run / "containers" / container.id, lease)
+        self.networks.store.join(container.id, network, wish)
+
+    def leave_network(self, container: Container, network: Network) -> None:
+        """Take a container out of a network. Conflict: it is not in it."""
+        joined = self.networks.store.leave(container.id, network)
+        if container.state.running:
+            lease = self.networks.part(Owner(container.id, container.name), network)
+            connecting.keep(self.run / "containers" / container.id, lease)
+        elif not joined:
+            raise Conflict(
+                f"container {container.name} was not put into network {network.name}; what "
+                "--network said when it was made stays"
+            )
 
     # -- images --------------------------------------------------------------------------------
 
@@ -797,6 +826,7 @@ class Runtime:
         write(path, json.dumps(values).encode(), self._flusher)
 
     def _discard(self, record: Record) -> None:
+        self.networks.store.forget(record.id)
         unwritten = self._unwritten.pop(record.id, None)
         if unwritten is not None:
             unwritten[1].forget()

@@ -40,7 +40,7 @@ from dockpy.cli.engine import Engine, EngineAttachment, EngineContainer
 from dockpy.cli.session import Session
 from dockpy.errors import Conflict, DockpyError, Locked, NotFound, RequestError
 from dockpy.model import Status
-from dockpy.runtime import DEFAULT_ROOT, Runtime, run_directory
+from dockpy.runtime import DEFAULT_ROOT, Runtime, network_settings, run_directory
 
 log = logging.getLogger(__name__)
 
@@ -553,6 +553,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", default=str(DEFAULT_ROOT), help="where images and containers are")
     parser.add_argument("--run", help="where sockets are (default: by the root)")
     parser.add_argument("--supervisors", type=int, help="processes that parent the containers")
+    parser.add_argument("--bridge", help="name of the default network's bridge")
+    parser.add_argument("--bip", help="its address and range, such as 172.30.0.1/16")
+    parser.add_argument("--fixed-cidr-v6", help="IPv6 range of the default network")
+    parser.add_argument("--mtu", type=int, help="largest packet of the default network")
     parser.add_argument("--debug", action="store_true", help="write down more")
     options = parser.parse_args(arguments)
     logging.basicConfig(
@@ -562,7 +566,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = Path(options.run) if options.run else run_directory(Path(options.root))
     own_signals()
     try:
-        runtime = Runtime(options.root, run=run, supervisors=options.supervisors)
+        runtime = Runtime(
+            options.root,
+            run=run,
+            supervisors=options.supervisors,
+            network=network_settings(Path(options.root)).told(
+                bridge=options.bridge,
+                bip=options.bip,
+                subnet6=options.fixed_cidr_v6,
+                mtu=options.mtu,
+                environment=os.environ.get("DOCKPY_BRIDGE", ""),
+            ),
+        )
     except Locked as error:
         refuse(error, LOCKED)
     except (DockpyError, OSError) as error:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 from dockpy.container import Record
 from dockpy.graph import Layer
 from dockpy.model import Change, Config, Exec, Image, State
+from dockpy.network.values import Lease, Network, Wish
 from dockpy.registry.auth import Credentials
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.credentials import Asking
@@ -205,6 +206,35 @@ class EngineRegistries(Protocol):
     ) -> str: ...
 
 
+class EngineNetworks(Protocol):
+    """The networks."""
+
+    def all(self) -> Sequence[Network]: ...
+
+    def get(self, reference: str) -> Network: ...
+
+    def create(
+        self,
+        name: str,
+        *,
+        subnet: str = "",
+        gateway: str = "",
+        subnet6: str = "",
+        internal: bool = False,
+        masquerade: bool = True,
+        mtu: int = 0,
+        labels: dict[str, str] | None = None,
+    ) -> Network: ...
+
+    def remove(self, network: Network) -> None: ...
+
+    def users(self, network: Network) -> Sequence[str]: ...
+
+    def members(self, network: Network) -> Sequence[str]: ...
+
+    def lease(self, container: str) -> Lease | None: ...
+
+
 class EngineLoaded(Protocol):
     """An image that was taken in, and its names."""
 
@@ -255,6 +285,9 @@ class EngineInfo(Protocol):
     def cgroup(self) -> str: ...
 
     @property
+    def dying_networks(self) -> int: ...
+
+    @property
     def warnings(self) -> tuple[str, ...]: ...
 
 
@@ -269,6 +302,9 @@ class Engine(Protocol):
 
     @property
     def registries(self) -> EngineRegistries: ...
+
+    @property
+    def networks(self) -> EngineNetworks: ...
 
     @property
     def root(self) -> Path: ...
@@ -314,5 +350,9 @@ class Engine(Protocol):
     def load(self, source: BinaryIO | int) -> Sequence[EngineLoaded]: ...
 
     def containers_of(self, image: Image) -> Sequence[EngineContainer]: ...
+
+    def join_network(self, container: Any, network: Network, wish: Wish) -> None: ...
+
+    def leave_network(self, container: Any, network: Network) -> None: ...
 
     def info(self) -> EngineInfo: ...

@@ -67,7 +67,8 @@ def look_up(engine: Engine, name: str, kind: str) -> dict[str, Any]:
             if kind:
                 raise
         else:
-            return container_values(container, engine.run, engine.root)
+            lease = engine.networks.lease(container.id)
+            return container_values(container, engine.run, engine.root, lease)
     try:
         image = engine.tags.lookup_image(name)
     except (NotFound, UsageError) as error:

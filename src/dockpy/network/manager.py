@@ -188,6 +188,10 @@ class NetworkManager:
                 if any(one.network == network.id for one in lease.endpoints)
             ]
 
+    def members(self, network: Network) -> list[str]:
+        """Ids of containers, running or not, that were put in it beside their own."""
+        return self.store.members(network)
+
     def lease(self, container: str) -> Lease | None:
         """What a running container has."""
         found = self._leases.get(container)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dockpy.errors import UsageError
 from dockpy.network.addresses import Segment, parse_subnet, parse_subnet6, segments
 from dockpy.network.ports import Published
 
 BRIDGE, HOST, NONE, DEFAULT = "bridge", "host", "none", "default"
 RESERVED = frozenset({BRIDGE, HOST, NONE, DEFAULT, "container"})
 """Names of networks every engine has, or that mean something else behind --network."""
+_BRIDGE = re.compile(r"[A-Za-z0-9_-]{1,11}")  # and ".63" behind it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,40 @@ class NetworkSettings:
     subnet6: str = ""
     mtu: int = 0
     firewall: str = "dockpy"
+
+    def told(
+        self,
+        *,
+        bridge: str | None = None,
+        bip: str | None = None,
+        subnet6: str | None = None,
+        mtu: int | None = None,
+        environment: str = "",
+    ) -> NetworkSettings:
+        """With what the daemon's command line says, and before that DOCKPY_BRIDGE: the bridge's
+        name, or its address and range. UsageError."""
+        if "/" in environment:
+            bip = bip or environment
+        elif environment:
+            bridge = bridge or environment
+        name = bridge or self.bridge
+        if not _BRIDGE.fullmatch(name):
+            raise UsageError(
+                f"--bridge {name!r}: at most 11 letters, digits, '-' and '_' are a bridge's name"
+            )
+        if bip:
+            parse_subnet(bip)
+        if subnet6:
+            parse_subnet6(subnet6)
+        if mtu is not None and not 576 <= mtu <= 65535:
+            raise UsageError("--mtu is between 576 and 65535")
+        return replace(
+            self,
+            bridge=name,
+            bip=bip or self.bip,
+            subnet6=subnet6 or self.subnet6,
+            mtu=mtu or self.mtu,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +147,11 @@ class Lease:
         """Of the first network, which is what names and ports lead to."""
         first = self.endpoints[:1]
         return tuple(text for one in first for text in (one.address, one.address6) if text)
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether published ports answer by IPv6 too."""
+        return any(one.address6 for one in self.endpoints[:1])
 
     def to_json(self) -> dict[str, Any]:
         return {
