@@ -197,6 +197,11 @@ class NetworkManager:
         found = self._leases.get(container)
         return None if found is None else found[1]
 
+    @property
+    def ready(self) -> bool:
+        """Whether all that is made ahead is there."""
+        return self._ready.full and self._namespaces.full
+
     def prepare(self) -> None:
         """Make the default network and its first cables now, so that no start waits for them."""
         self._live_network(self._default())
@@ -234,12 +239,7 @@ class NetworkManager:
         """The network of another container that runs: process `pid` is in it. Conflict."""
         found = self._leases.get(other)
         lease = replace(found[1] if found else Lease(), shared=other)
-        try:
-            fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Conflict(
-                f"container {other[:12]} has ended, and its network with it; start it first"
-            ) from error
+        fd = namespace_of(pid, other[:12])
         return Connection(Namespace(fd, None), replace(lease, published=()))
 
     def adopt(self, owner: Owner, lease: Lease) -> None:
@@ -292,7 +292,7 @@ class NetworkManager:
             if any(one.network == network.id for one in lease.endpoints):
                 raise Conflict(f"container {owner.name} is in network {network.name} already")
         live = self._live_network(network)
-        namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        namespace = namespace_of(pid, owner.name)
         try:
             used = {one.index for one in lease.endpoints}
             number = next(n for n in range(len(used) + 1) if n + 2 not in used)
@@ -571,6 +571,16 @@ class NetworkManager:
         """How the bridges of users' networks begin; with six digits and a segment's number it
         stays below the 15 bytes of a link's name."""
         return "dpy-"
+
+
+def namespace_of(pid: int, container: str) -> int:
+    """The network namespace of a container's process. Conflict: it has ended."""
+    try:
+        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Conflict(
+            f"container {container} has ended, and its network with it; start it first"
+        ) from error
 
 
 def _gateway(text: str, subnet: ipaddress.IPv4Network) -> ipaddress.IPv4Address:
