@@ -450,6 +450,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "dockerd": _found(lambda: _tool("dockerd")),
     "nft": _run_tool("nft", "list", "tables"),
     "ip": _run_tool("ip", "link", "show", "lo"),
+    "iptables": _run_tool("iptables-nft", "--version"),
 }
 
 
