@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 
 from dockpy.errors import UsageError
@@ -39,3 +40,21 @@ def resolv(host_text: str, dns: Sequence[str], search: Sequence[str]) -> str:
     else:
         lines += [x for x in host_text.splitlines() if x.startswith(("search", "domain"))]
     return "\n".join([*lines, *kept]) + "\n"
+
+
+def nameservers(text: str) -> list[str]:
+    """The addresses of `nameserver` lines, in their order; what is no address is left out."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver" and _is_address(words[1]):
+            found.append(words[1])
+    return list(dict.fromkeys(found))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -96,7 +96,7 @@ class Query:
         return reversed_address(self.name) if self.type == Type.PTR else None
 
 
-# -- reading ----------------------------------------------------------------------------------------
+# -- reading --------------------------------------------------------------------------------------
 
 
 def read_name(data: bytes, offset: int) -> tuple[list[bytes], int]:
@@ -173,21 +173,27 @@ def parse_query(data: bytes) -> Query:
     if questions != 1:
         raise Malformed(f"{questions} questions", answer(plain, Rcode.FORMERR))
     try:
-        labels, end = read_name(data, HEADER.size)
-        if end + 4 > len(data):
-            raise ValueError("a question ends behind the message")
-        kind, family = struct.unpack_from(">HH", data, end)
-        question = data[HEADER.size : end + 4]
-        query = Query(ident, flags, text_of(labels), kind, question, data=data)
-        records = list(read_records(data, end + 4, answers + authorities + additions))
+        query = _question(ident, flags, data)
+        end = HEADER.size + len(query.question)
+        records = list(read_records(data, end, answers + authorities + additions))
         query = _with_options(query, [one for one in records if one.type == Type.OPT])
     except Malformed:
         raise
     except ValueError as error:
         raise Malformed(str(error), answer(plain, Rcode.FORMERR)) from error
-    if family != INTERNET or kind in (Type.AXFR, Type.IXFR):
+    family = int.from_bytes(query.question[-2:], "big")
+    if family != INTERNET or query.type in (Type.AXFR, Type.IXFR):
         raise Malformed("a class or type that is not served", answer(query, Rcode.REFUSED))
     return query
+
+
+def _question(ident: int, flags: int, data: bytes) -> Query:
+    labels, end = read_name(data, HEADER.size)
+    if end + 4 > len(data):
+        raise ValueError("a question ends behind the message")
+    question = data[HEADER.size : end + 4]
+    kind = int.from_bytes(question[-4:-2], "big")
+    return Query(ident, flags, text_of(labels), kind, question, data=data)
 
 
 def _with_options(query: Query, options: Sequence[Record]) -> Query:
@@ -204,7 +210,7 @@ def _with_options(query: Query, options: Sequence[Record]) -> Query:
     return known
 
 
-# -- names ------------------------------------------------------------------------------------------
+# -- names ----------------------------------------------------------------------------------------
 
 
 def text_of(labels: Sequence[bytes]) -> str:
@@ -245,7 +251,7 @@ def reversed_address(name: str) -> str | None:
     return None
 
 
-# -- answering --------------------------------------------------------------------------------------
+# -- answering ------------------------------------------------------------------------------------
 
 
 def answer(query: Query, rcode: Rcode, data: Sequence[bytes] = (), ttl: int = 0) -> bytes:
@@ -296,7 +302,7 @@ def fitted(query: Query, reply: bytes) -> bytes:
     return head + query.question + (_option(Rcode.NOERROR) if query.edns else b"")
 
 
-# -- passing on -------------------------------------------------------------------------------------
+# -- passing on -----------------------------------------------------------------------------------
 
 
 def renumbered(data: bytes, ident: int) -> bytes:
