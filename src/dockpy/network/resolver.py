@@ -92,6 +92,9 @@ class Resolver:
         except BaseException:
             udp.close()
             raise
+        # What a connection leaves behind (TIME_WAIT) must not keep the next engine from the port:
+        # for that, connections have to inherit this. While we listen, nobody else can bind it.
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tcp.listen(BACKLOG)
         listener = _Listener(network, address, known, internal, udp, tcp)
         try:
