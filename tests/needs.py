@@ -436,6 +436,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "cpu_limit": _controller("cpu", "cpu.cfs_quota_us", "cpu.max"),
     "cpuset": _controller("cpuset", "cpuset.cpus", "cpuset.cpus"),
     "kvm": _kvm,
+    "musl": _found(lambda: _tool("musl-gcc")),
     "busybox": _found(busybox_path),
     "docker_profile": _found(docker_profile_path),
     "debian_root": _found(debian_root_path),
