@@ -146,7 +146,7 @@ def test_a_commit_that_fails_leaves_nothing_and_lets_the_container_go_on(
 
     with place.engine() as runtime:
         layers, images = place.names("layers"), place.names("graph")
-        for step in ("stage_layer", "layer", "create"):
+        for step in ("stage_packed", "layer", "create"):
             with monkeypatch.context() as broken:
                 broken.setattr(runtime.graph, step, refuse)
                 with pytest.raises(DockpyError):
