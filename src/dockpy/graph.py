@@ -170,6 +170,10 @@ class Graph:
         """Unpack the image's packed layers in the background, for those who will start it."""
         self._layers.unpack_soon(image.layers)
 
+    def wait_unpacked(self, timeout: float | None = None) -> bool:
+        """Block until nothing is unpacked in the background; False after `timeout` seconds."""
+        return self._layers.wait_unpacked(timeout)
+
     def close(self) -> None:
         """End what goes on in the background; packed layers stay packed. May be called twice."""
         self._layers.close()

@@ -163,6 +163,10 @@ class LayerStore:
             if self._unpacking.is_packed(chain):
                 self._unpacking.soon(chain)
 
+    def wait_unpacked(self, timeout: float | None = None) -> bool:
+        """Block until nothing is unpacked in the background; False after `timeout` seconds."""
+        return self._unpacking.wait(timeout)
+
     def _digest_of(self, chain: str) -> str:
         layer = self.get(chain)
         return layer.diff_id if layer is not None else ""
