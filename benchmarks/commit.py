@@ -3,11 +3,12 @@
     python -m benchmarks.commit --rootfs TAR [--files N] [--deleted N] [--rounds N] [--json FILE]
 
 A container's upper is filled with `--files` small files and `--deleted` names of the image deleted,
-see `benchmarks.pack`. All contestants take turns in every round, on a warm page cache and a disk
-that has nothing to do. The commit is on the disk when it returns; of the two peers one writes the
-stream to a file too, and waits for the disk. Each round adds a file, since a layer that is in the
-store already would not be stored. The first start is create, start and wait of /bin/true, begun
-when the commit returns: it waits until the layer's files are made. The second is as any other.
+see `benchmarks.pack`. All contestants take turns in every round, another one first each time, on a
+warm page cache and a disk that has nothing to do. The commit is on the disk when it returns; of the
+two peers one writes the stream to a file too, and waits for the disk. Each round changes a file,
+since a layer that is in the store already would not be stored. The first start is create, start and
+wait of /bin/true, begun when the commit returns: it waits until the layer's files are made. The
+second is as any other.
 
 The canary is the time to create 20,000 files in a new directory: ext4 is much slower at that for
 minutes after as many were deleted. So everything is deleted at the end. Needs root.
@@ -97,25 +98,28 @@ def shell(command: str) -> None:
 
 def measure(contest: Contest, rounds: int) -> list[Samples]:
     """Everybody in every round; the first is not counted."""
-    runs: dict[str, Callable[[], None]] = {
-        "tar -c | sha256sum": contest.tar,
-        "tar -c | tee FILE | sha256sum; sync": contest.tar_to_disk,
-        "dockpy commit": contest.commit,
-        "  first start then": contest.start,
-        "  second start": contest.start,
-        "canary": contest.canary,
-    }
-    found = {name: Samples(name) for name in runs}
+    turns: list[dict[str, Callable[[], None]]] = [
+        {"tar -c | sha256sum": contest.tar},
+        {"tar -c | tee FILE | sha256sum; sync": contest.tar_to_disk},
+        {
+            "dockpy commit": contest.commit,
+            "  first start then": contest.start,
+            "  second start": contest.start,
+        },
+        {"canary": contest.canary},
+    ]
+    found = {name: Samples(name) for turn in turns for name in turn}
     for number in range(rounds + 1):
         contest.prepare()
-        for name, action in runs.items():
-            if not name.startswith("  first"):
-                contest.settle()
-                os.sync()
-            began = time.perf_counter()
-            action()
-            if number:
-                found[name].values.append((time.perf_counter() - began) * 1e3)
+        first = number % len(turns)  # who comes after the canary differs
+        for turn in (*turns[first:], *turns[:first]):
+            contest.settle()
+            os.sync()
+            for name, action in turn.items():
+                began = time.perf_counter()
+                action()
+                if number:
+                    found[name].values.append((time.perf_counter() - began) * 1e3)
     return list(found.values())
 
 
