@@ -161,6 +161,7 @@ class Runtime:
             self._trash = Trash(self.root)
             undo.callback(self._trash.close)
             self.graph = Graph(self.root, self._flusher, self._trash)
+            undo.callback(self.graph.close)
             self.tags = TagStore(self.root, self.graph, self._flusher)
             self.registries = Registries(
                 self.root, self.graph, self.tags, self._flusher, registry_settings.load()
