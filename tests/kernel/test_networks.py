@@ -33,15 +33,27 @@ def talk(address: str, port: int = 80) -> str:
     )
 
 
-@pytest.fixture(name="runtime")
-def given(module_engine: Runtime, leaves_nothing: None) -> Iterator[Runtime]:
-    yield module_engine
-    for container in module_engine.list():
-        module_engine.destroy(container, force=True)
+@pytest.fixture(scope="module")
+def warm_engine(module_engine: Runtime) -> Runtime:
+    """The resolver's thread is there: no test is blamed for it."""
+    network = module_engine.networks.create("warm")
+    container = module_engine.create(Config(image="base", cmd=("true",), network_mode="warm"))
+    container.run()
+    module_engine.destroy(container)
     settled(module_engine)
-    for network in module_engine.networks.all():
+    module_engine.networks.remove(network)
+    return module_engine
+
+
+@pytest.fixture(name="runtime")
+def given(warm_engine: Runtime, leaves_nothing: None) -> Iterator[Runtime]:
+    yield warm_engine
+    for container in warm_engine.list():
+        warm_engine.destroy(container, force=True)
+    settled(warm_engine)
+    for network in warm_engine.networks.all():
         if not network.default:
-            module_engine.networks.remove(network)
+            warm_engine.networks.remove(network)
 
 
 def settled(runtime: Runtime) -> None:
@@ -304,6 +316,45 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
     with pytest.raises((UsageError, NotFound), match=text):
         runtime.create(Config(image="base", cmd=("true",)).with_(**values))
     assert runtime.list() == []
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+def answers(runtime: Runtime, name: str, **values: object) -> list[str]:
+    """Addresses that a name has inside a new container; none when it is unknown."""
+    script = f"busybox nslookup {name} 2>&1 || true"
+    text = output(runtime, script, **values).partition("Name:")[2]
+    return [
+        line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("Address") and line
+    ]
+
+
+def test_containers_of_one_network_find_each_other_by_name_and_alias(runtime: Runtime) -> None:
+    runtime.networks.create("names", subnet6="fd77:2::/64")
+    values = {"network_mode": "names", "network_aliases": ("database", "Sql")}
+    with running(runtime, name="store", **values) as store:
+        lease = runtime.networks.lease(store.id)
+        assert lease is not None
+        for name in ("store", "STORE", "database", "sql", store.short_id):
+            assert sorted(answers(runtime, name, network_mode="names")) == sorted(lease.addresses)
+        resolv = output(runtime, "cat /etc/resolv.conf", network_mode="names")
+        first = lease.endpoints[0]
+        assert resolv.splitlines()[:2] == [
+            f"nameserver {first.gateway}",
+            f"nameserver {first.gateway6}",
+        ]
+        assert answers(runtime, "store") == [], "not from another network"
+    assert answers(runtime, "store", network_mode="names") == [], "not once it is gone"
+
+
+def test_a_container_put_into_a_network_is_found_there(runtime: Runtime) -> None:
+    network = runtime.networks.create("later")
+    with running(runtime, name="mover") as mover:
+        runtime.join_network(mover, network, Wish(aliases=("also",)))
+        lease = runtime.networks.lease(mover.id)
+        assert lease is not None
+        assert answers(runtime, "also", network_mode="later") == [lease.endpoints[1].address]
 
 
 # -- ports -------------------------------------------------------------------------------------
