@@ -22,6 +22,7 @@ from patience import patient
 GRACE = patient(8.0)
 """Seconds for the engine's background clean-up and the kernel's deferred one."""
 STEP = 0.05
+DEFAULT = re.compile(r"link (dv[0-9a-f]{10}|dpy[0-9a-f]{8}|dockpy0(\.\d+)?)$")
 
 Count = Counter[str]
 
@@ -50,13 +51,21 @@ def children() -> Count:
             try:
                 comm, state = _stat(pid)
                 # Not the name it has just now: one that comes up gives itself another.
-                program = os.path.basename(
-                    Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-                )
+                program = _program(pid) if state != "Z" else ""
             except OSError:
                 continue
             found[f"zombie {pid} ({comm})" if state == "Z" else f"child {pid} ({program})"] += 1
     return found
+
+
+def _program(pid: str) -> str:
+    """What a process executes; vfork(2) returns a moment before its arguments can be read."""
+    for _ in range(20):
+        program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+        if program:
+            return os.path.basename(program)
+        time.sleep(0.005)
+    return ""
 
 
 def _stat(pid: str) -> tuple[str, str]:
@@ -93,6 +102,12 @@ def cgroups() -> Count:
 
 
 def links() -> Count:
+    """Network links, without the default network's of an engine: they come with its first container
+    and go with the engine."""
+    return Counter({name: count for name, count in all_links().items() if not DEFAULT.match(name)})
+
+
+def all_links() -> Count:
     return Counter(f"link {name}" for _, name in socket.if_nameindex())
 
 
@@ -129,8 +144,8 @@ HOST: Mapping[str, Callable[[], Count]] = {
     "run entries": run_entries,
 }
 """What others change too: counted where nobody else runs dockpy (DOCKPY_COUNT_HOST=1)."""
-SLOW: Mapping[str, Callable[[], Count]] = {"nft tables": nft_tables}
-"""Of the host too, and a program must be started for it: counted around a whole module."""
+SLOW: Mapping[str, Callable[[], Count]] = {"nft tables": nft_tables, "all links": all_links}
+"""Of the host too, and made with the first container: counted around a whole module."""
 COUNTS = {**OWN, **HOST, **SLOW}
 
 
