@@ -21,12 +21,20 @@ BRIDGE = "flbr"
 """The floor's bridge."""
 
 
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def unshare_network() -> None:
+    """A new network namespace for the calling thread and those it starts."""
+    if libc().unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "no network namespace of our own: run it as root")
+
+
 def own_network() -> None:
     """Go into a new network namespace with a bridge for the floor; all that is started from here
     on is in it, and nothing of the host's network is touched. Needs root; call it first."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "no network namespace of our own: run it as root")
+    unshare_network()
     for line in (
         "link set lo up",
         f"link add {BRIDGE} type bridge",

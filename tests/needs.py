@@ -406,6 +406,19 @@ def _found(find: Callable[[], object]) -> Callable[[], None]:
     return probe
 
 
+def _ctnetlink() -> None:
+    """Tracked connections can be listed (nf_conntrack_netlink)."""
+    from dockpy.network.conntrack import GET, SUBSYSTEM
+    from dockpy.network.nfnetlink import Netfilter
+    from dockpy.network.nft import Family
+
+    asked = Netfilter()
+    try:
+        asked.dump(GET, Family.IPV4, b"", "list tracked connections", SUBSYSTEM)
+    finally:
+        asked.close()
+
+
 PROBES: Mapping[str, Callable[[], None]] = {
     "root": _root,
     "mount_namespace": _namespace(CLONE_NEWNS),
@@ -414,6 +427,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "cgroup_namespace": _namespace(CLONE_NEWCGROUP),
     "userns": _namespace(CLONE_NEWUSER),
     "netns": _namespace(CLONE_NEWNET),
+    "ctnetlink": _ctnetlink,
     "overlay": _overlay,
     "devpts": _devpts,
     "mknod": _mknod,

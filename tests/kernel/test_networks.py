@@ -487,7 +487,7 @@ def test_a_range_the_host_uses_is_not_chosen_and_refused_when_asked_for(
             )
             root, run = real_tmp / "clash", short_run()
             with Runtime(root, run=run) as runtime:
-                assert runtime.networks.get("bridge").subnet == "172.29.0.0/16"
+                assert runtime.networks.get("bridge").subnet == "172.31.0.0/16"
                 with pytest.raises(Conflict, match=r"overlaps 172\.30\.5\.0/24"):
                     runtime.networks.create("user", subnet="172.30.0.0/16")
             told = replace(network_settings(root), bip="172.30.0.1/16")

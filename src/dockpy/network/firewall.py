@@ -166,6 +166,8 @@ class Firewall:
         with self._lock:
             tables = self._open_tables()
             tables.add(entries.of_bridge(bridge), f"guard the bridge {bridge.name}")
+            for protocol in rules.PROTOCOLS:  # one that was there before routing was turned on
+                tables.remove(entries.of_fence(protocol, [bridge.name]))
             self._make_room()
             if bridge.subnet6 and not forwarding.routes6(self._settings):
                 self._fence(rules.V6)
