@@ -1,0 +1,179 @@
+"""The records of one kind, said again in one file, for a start-up that meets ten thousand.
+
+    {"version": 1, "crc32": ..., "files": ["meta.json", "json"]}
+    [["<name>", [[inode, changed, modified, size], ...], <values>],
+    ...]
+
+The records stay the truth. An entry counts when each of its files is still what it was when the
+record was read: inode, size, and the times of modification and of change to the nanosecond. The
+kernel sets the latter at every write, rename, link and chmod, and nobody else can (inode(7)). So an
+index may be old, torn, of another root or gone: what does not match is read from its record, and a
+kill at any moment costs time only. Nothing but a start-up reads or writes it.
+
+Doubt: a kernel before 6.13 takes the time from its tick, so two changes within 10 ms can look like
+one. What was changed less than `SETTLED` before it was looked at is therefore not put in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dockpy._look import look
+from dockpy.records import Flusher, write
+
+
+class Sight(NamedTuple):
+    """What the kernel says of a file; times in nanoseconds. Zeros: there is none."""
+
+    inode: int
+    changed: int
+    modified: int
+    size: int
+    """Or a negative errno: it cannot be looked at."""
+
+    @property
+    def exists(self) -> bool:
+        return self.inode != 0
+
+    @property
+    def error(self) -> int:
+        """The errno, or 0."""
+        return 0 if self.exists else -self.size
+
+
+SETTLED = 2_000_000_000
+"""Nanoseconds for which a record must have been unchanged."""
+FEW = 100
+"""So many records are read faster than an index is written."""
+
+_VERSION = 1
+_AT_ONCE = 500
+
+
+class Entry(NamedTuple):
+    """A directory of a record. `values`: what its record said, None when it is to be read."""
+
+    name: str
+    sights: tuple[Sight, ...]
+    values: Any
+
+
+class RecordIndex:
+    """`path` says again what the records in the directories below `directory` say.
+
+    `files`: what a record depends on, in each of these directories; "." is the directory itself.
+    The looking begins at once, in a thread of its own. For one start-up, in one thread.
+    """
+
+    def __init__(self, path: Path, directory: Path, files: Sequence[str]) -> None:
+        self._path = path
+        self._directory = directory
+        self._files = tuple(files)
+        self._looked_at = 0
+        self._names: list[str] = []
+        self._sights: list[tuple[Sight, ...]] = []
+        self._failure: OSError | None = None
+        self._kept: list[Entry] = []
+        self._new = 0
+        self._outdated = 0
+        self._thread = threading.Thread(target=self._look, name="dockpy-look", daemon=True)
+        self._thread.start()
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything in the directory, sorted by name; OSError when it cannot be listed."""
+        written = self._read()  # while the other thread looks
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        known = {name: (sights, values) for name, sights, values in written}
+        self._outdated = len(known)
+        for name, sights in zip(self._names, self._sights, strict=True):
+            then, values = known.get(name, (None, None))
+            yield Entry(name, sights, values if then == sights else None)
+
+    def keep(self, entry: Entry, values: Any) -> None:
+        """The entry's record says `values`, which are JSON's: the next index may have them."""
+        if entry.values is not None:
+            self._outdated -= 1
+        elif not _settled(entry.sights, self._looked_at):
+            return
+        else:
+            self._new += 1
+        self._kept.append(entry._replace(values=values))
+
+    def save(self, flusher: Flusher) -> bool:
+        """Write an index of what was kept if that will save the next start-up time.
+
+        False when there was no need, or no room: the next start-up reads more records then.
+        """
+        kept, self._kept = self._kept, []
+        if self._new + self._outdated <= max(FEW, len(kept) // 16):
+            return False
+        try:
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            write(self._path, encode(self._files, kept), flusher)
+        except OSError:  # KernelError is one
+            return False
+        return True
+
+    def _look(self) -> None:
+        self._looked_at = time.time_ns()
+        try:
+            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._names = sorted(os.listdir(directory))
+                encoded = [os.fsencode(name) + b"/" for name in self._names]
+                columns = [
+                    map(Sight._make, look(directory, [name + file.encode() for name in encoded]))
+                    for file in self._files
+                ]
+            finally:
+                os.close(directory)
+        except OSError as refusal:
+            self._failure = refusal
+        else:
+            self._sights = list(zip(*columns, strict=True))
+
+    def _read(self) -> list[tuple[str, tuple[Sight, ...], Any]]:
+        try:
+            return decode(self._files, self._path.read_bytes())
+        except OSError:
+            return []
+
+
+def encode(files: Sequence[str], entries: Sequence[Entry]) -> bytes:
+    """An index as bytes. Lets other threads work between any two pieces."""
+    lines = (json.dumps(entry, separators=(",", ":")) for entry in entries)
+    pieces = []
+    while piece := ",\n".join(islice(lines, _AT_ONCE)):
+        pieces.append(piece)
+    body = ("[" + ",\n".join(pieces) + "]").encode()
+    head = {"version": _VERSION, "crc32": zlib.crc32(body), "files": list(files)}
+    return json.dumps(head).encode() + b"\n" + body
+
+
+def decode(files: Sequence[str], data: bytes) -> list[tuple[str, tuple[Sight, ...], Any]]:
+    """The entries of an index; none when it is torn, or another version's."""
+    head, _, body = data.partition(b"\n")
+    try:
+        said = json.loads(head)
+        if said != {"version": _VERSION, "crc32": zlib.crc32(body), "files": list(files)}:
+            return []
+        return [
+            (name, tuple(map(Sight._make, sights)), values)
+            for name, sights, values in json.loads(body)
+        ]
+    except (ValueError, TypeError, RecursionError):
+        return []
+
+
+def _settled(sights: tuple[Sight, ...], now: int) -> bool:
+    return all(not one.error and one.changed < now - SETTLED for one in sights)
