@@ -2,8 +2,9 @@
 """Many small files at once: what the kernel says of them, and what is in them."""
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.errno cimport EFBIG, ENOENT, ENOTDIR, errno
+from libc.errno cimport EFBIG, ENAMETOOLONG, ENOENT, ENOTDIR, errno
 from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, strlen
 
 cdef extern from "<fcntl.h>" nogil:
     int openat(int directory, const char *path, int flags)
@@ -28,40 +29,59 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
 cdef enum:
-    # inode, time of change, time of modification, size
-    WIDTH = 4
+    WIDTH = 4  # inode, time of change, time of modification, size
+    LONGEST = 4096
 
 
-cdef int look_at(int directory, const char *path, long long *out) noexcept nogil:
+cdef void look_at(int directory, const char *path, long long *out) noexcept nogil:
     cdef Facts facts
     if fstatat(directory, path, &facts, 0) != 0:
         out[0] = out[1] = out[2] = 0
         out[3] = 0 if errno == ENOENT or errno == ENOTDIR else -errno
-        return 0
+        return
     out[0] = <long long>facts.st_ino
     out[1] = facts.st_ctim.tv_sec * 1000000000 + facts.st_ctim.tv_nsec
     out[2] = facts.st_mtim.tv_sec * 1000000000 + facts.st_mtim.tv_nsec
     out[3] = facts.st_size
-    return 1
 
 
-def look(int directory, list paths not None):
-    cdef Py_ssize_t count = len(paths), number
-    cdef const char **texts = <const char **>PyMem_Malloc((count + 1) * sizeof(char *))
-    cdef long long *found = <long long *>PyMem_Malloc((count * WIDTH + 1) * sizeof(long long))
-    cdef bytes path
+cdef void look_into(int directory, const char *name, const char *const *files, Py_ssize_t count, long long *out) noexcept nogil:
+    cdef char path[LONGEST]
+    cdef size_t length = strlen(name), size
+    cdef Py_ssize_t number
+    for number in range(count):
+        size = strlen(files[number]) + 1
+        if length + 1 + size > LONGEST:
+            out[0] = out[1] = out[2] = 0
+            out[3] = -ENAMETOOLONG
+        else:
+            memcpy(path, name, length)
+            path[length] = c"/"
+            memcpy(path + length + 1, files[number], size)
+            look_at(directory, path, out)
+        out += WIDTH
+
+
+def look(int directory, list names not None, list files not None):
+    cdef Py_ssize_t count = len(names), each = len(files), number
+    cdef const char **texts = <const char **>PyMem_Malloc((count + each + 1) * sizeof(char *))
+    cdef long long *found = <long long *>PyMem_Malloc((count * each * WIDTH + 1) * sizeof(long long))
+    cdef bytes text
     try:
         if texts is NULL or found is NULL:
             raise MemoryError
         for number in range(count):
-            path = paths[number]
-            texts[number] = path
+            text = names[number]
+            texts[number] = text
+        for number in range(each):
+            text = files[number]
+            texts[count + number] = text
         with nogil:
             for number in range(count):
-                look_at(directory, texts[number], found + number * WIDTH)
+                look_into(directory, texts[number], texts + count, each, found + number * each * WIDTH)
         return [
-            (found[number], found[number + 1], found[number + 2], found[number + 3])
-            for number in range(0, count * WIDTH, WIDTH)
+            (<char *>(found + number * each * WIDTH))[: each * WIDTH * sizeof(long long)]
+            for number in range(count)
         ]
     finally:
         PyMem_Free(<void *>texts)

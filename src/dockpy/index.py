@@ -1,7 +1,7 @@
 """The records of one kind, said again in one file, for a start-up that meets ten thousand.
 
     {"version": 1, "crc32": ..., "files": ["meta.json", "json"]}
-    [["<name>", [[inode, changed, modified, size], ...], <values>],
+    [["<name>", "<inode, changed, modified and size of each file, packed, as hex>", <values>],
     ...]
 
 The records stay the truth. An entry counts when each of its files is still what it was when the
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import threading
 import time
 import zlib
@@ -55,6 +56,8 @@ FEW = 100
 """So many records are read faster than an index is written."""
 
 _VERSION = 1
+_SIGHT = struct.Struct("=4q")
+_UNKNOWN = (None, None, None)
 _AT_ONCE = 500
 
 
@@ -62,8 +65,14 @@ class Entry(NamedTuple):
     """A directory of a record. `values`: what its record said, None when it is to be read."""
 
     name: str
-    sights: tuple[Sight, ...]
+    packed: str
+    """What was seen of its files, as text that is compared."""
     values: Any
+
+    @property
+    def sights(self) -> tuple[Sight, ...]:
+        """The same, file by file."""
+        return unpack(bytes.fromhex(self.packed))
 
 
 class RecordIndex:
@@ -76,10 +85,10 @@ class RecordIndex:
     def __init__(self, path: Path, directory: Path, files: Sequence[str]) -> None:
         self._path = path
         self._directory = directory
-        self._files = tuple(files)
+        self._files = [file.encode() for file in files]
         self._looked_at = 0
         self._names: list[str] = []
-        self._sights: list[tuple[Sight, ...]] = []
+        self._packed: list[str] = []
         self._failure: OSError | None = None
         self._kept: list[Entry] = []
         self._new = 0
@@ -93,11 +102,11 @@ class RecordIndex:
         self._thread.join()
         if self._failure is not None:
             raise self._failure
-        known = {name: (sights, values) for name, sights, values in written}
+        known = {entry[0]: entry for entry in written}
         self._outdated = len(known)
-        for name, sights in zip(self._names, self._sights, strict=True):
-            then, values = known.get(name, (None, None))
-            yield Entry(name, sights, values if then == sights else None)
+        for name, packed in zip(self._names, self._packed, strict=True):
+            _, then, values = known.get(name, _UNKNOWN)
+            yield Entry(name, packed, values if then == packed else None)
 
     def keep(self, entry: Entry, values: Any) -> None:
         """The entry's record says `values`, which are JSON's: the next index may have them."""
@@ -130,50 +139,52 @@ class RecordIndex:
             directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._names = sorted(os.listdir(directory))
-                encoded = [os.fsencode(name) + b"/" for name in self._names]
-                columns = [
-                    map(Sight._make, look(directory, [name + file.encode() for name in encoded]))
-                    for file in self._files
-                ]
+                found = look(directory, [os.fsencode(one) for one in self._names], self._files)
             finally:
                 os.close(directory)
         except OSError as refusal:
             self._failure = refusal
         else:
-            self._sights = list(zip(*columns, strict=True))
+            self._packed = [one.hex() for one in found]
 
-    def _read(self) -> list[tuple[str, tuple[Sight, ...], Any]]:
+    def _read(self) -> list[Any]:
         try:
             return decode(self._files, self._path.read_bytes())
         except OSError:
             return []
 
 
-def encode(files: Sequence[str], entries: Sequence[Entry]) -> bytes:
+def unpack(packed: bytes) -> tuple[Sight, ...]:
+    """What `look` saw of one name, file by file."""
+    return tuple(map(Sight._make, _SIGHT.iter_unpack(packed)))
+
+
+def encode(files: Sequence[bytes], entries: Sequence[Entry]) -> bytes:
     """An index as bytes. Lets other threads work between any two pieces."""
     lines = (json.dumps(entry, separators=(",", ":")) for entry in entries)
     pieces = []
     while piece := ",\n".join(islice(lines, _AT_ONCE)):
         pieces.append(piece)
     body = ("[" + ",\n".join(pieces) + "]").encode()
-    head = {"version": _VERSION, "crc32": zlib.crc32(body), "files": list(files)}
-    return json.dumps(head).encode() + b"\n" + body
+    return json.dumps(_head(files, body)).encode() + b"\n" + body
 
 
-def decode(files: Sequence[str], data: bytes) -> list[tuple[str, tuple[Sight, ...], Any]]:
-    """The entries of an index; none when it is torn, or another version's."""
+def decode(files: Sequence[bytes], data: bytes) -> list[Any]:
+    """The entries of an index, as lists; none when it is torn, or another version's."""
     head, _, body = data.partition(b"\n")
     try:
-        said = json.loads(head)
-        if said != {"version": _VERSION, "crc32": zlib.crc32(body), "files": list(files)}:
+        if json.loads(head) != _head(files, body):
             return []
-        return [
-            (name, tuple(map(Sight._make, sights)), values)
-            for name, sights, values in json.loads(body)
-        ]
-    except (ValueError, TypeError, RecursionError):
+        entries = json.loads(body)
+    except (ValueError, RecursionError):
         return []
+    return entries if isinstance(entries, list) else []
 
 
-def _settled(sights: tuple[Sight, ...], now: int) -> bool:
+def _head(files: Sequence[bytes], body: bytes) -> dict[str, Any]:
+    names = [os.fsdecode(file) for file in files]
+    return {"version": _VERSION, "crc32": zlib.crc32(body), "files": names}
+
+
+def _settled(sights: Sequence[Sight], now: int) -> bool:
     return all(not one.error and one.changed < now - SETTLED for one in sights)

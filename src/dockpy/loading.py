@@ -75,7 +75,7 @@ class Loading:
             return None
         try:
             record, state = entry.values
-            found = _judge(record_of(record, entry.name), state, entry, marked=False)
+            found = Found(record_of(record, entry.name), state_of(state))
         except (LookupError, TypeError, ValueError):
             return None  # the records will tell what is wrong
         self._index.keep(entry, entry.values)
@@ -107,7 +107,7 @@ class Loading:
                 os.unlink(f"{directory}/{one}")
         written = self._read_state(f"{directory}/{STATE}") if STATE in names else None
         found = _judge(record, written, entry, marked=WRITTEN in names)
-        if lasting and not found.marked:
+        if lasting and not found.marked and found.before is None:
             self._index.keep(entry, (values, written))
         return found
 
@@ -126,7 +126,7 @@ def _judge(record: Record, written: Any, entry: Entry, *, marked: bool) -> Found
 
     Raises as `state_of`, and KernelError when the last mount cannot be told.
     """
-    state = State() if written is None else state_of(written)
+    state = state_of(written)
     _, _, state_file, mount = entry.sights
     if mount.error:
         raise KernelError("look at container", mount.error, f"{entry.name}/work/work")
@@ -178,5 +178,10 @@ def record_of(values: Any, identifier: str) -> Record:
 
 
 def state_of(values: Any) -> State:
-    """What `encode_state` wrote. Raises LookupError, TypeError, ValueError."""
+    """What `encode_state` wrote; of None, that it was never started.
+
+    Raises LookupError, TypeError, ValueError.
+    """
+    if values is None:
+        return State()
     return State(**(values | {"status": Status(values["status"])}))
