@@ -43,7 +43,7 @@ from dockpy.index import Entry, RecordIndex
 from dockpy.layers import Finding, Layer, LayerStore, StagedLayer, unfinished
 from dockpy.model import Config, Image
 from dockpy.packing import Packed
-from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.records import TEMPORARY, Flusher, Trash, set_aside, write
 from dockpy.settings import from_json, to_json
 from dockpy.truncindex import TruncIndex
 
@@ -68,7 +68,7 @@ class Graph:
         self._images: dict[str, Image] = {}
         self._torn: dict[Path, StoreError] = {}
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._records = RecordIndex(root / "index" / "images", self._directory, _FILES)
+        self._records = RecordIndex(root / "images.index", self._directory, _FILES, _FILES[:1])
         for entry in self._records.entries():
             if not _ID.fullmatch(entry.name):
                 continue
@@ -89,7 +89,7 @@ class Graph:
             else:
                 self._records.keep(entry, entry.values)
                 return image
-        image, meta = _read(f"{self._directory}/{entry.name}")
+        image, meta = _read(f"{self._directory}/{entry.name}", entry)
         if meta is not None:
             self._records.keep(entry, meta)
         return image
@@ -413,14 +413,14 @@ def _configuration(directory: str) -> bytes:
     return data
 
 
-def _read(directory: str) -> tuple[Image, dict[str, Any] | None]:
+def _read(directory: str, entry: Entry) -> tuple[Image, dict[str, Any] | None]:
     """Read an image back, and the summary if there is one. TornRecord names the file at fault."""
     path = f"{directory}/meta.json"
     try:
-        meta = read_json(path)
+        meta = entry.read_json(0, path)
         document = meta.get("document")
         path = f"{directory}/json"
-        if os.stat(path).st_size != document:  # torn, or from before there were summaries
+        if entry.sights[1].size != document:  # torn, or from before there were summaries
             parsed = image_config.parse(_configuration(directory), history=False)
             return _image(os.path.basename(directory), parsed, meta), None
         path = f"{directory}/meta.json"

@@ -16,19 +16,23 @@ one. What was changed less than `SETTLED` before it was looked at is therefore n
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dockpy._look import look
-from dockpy.records import Flusher, write
+from dockpy._look import look, read_small
+from dockpy.errors import KernelError
+from dockpy.records import Flusher, parse_json, read_json, write
 
 
 class Sight(NamedTuple):
@@ -58,7 +62,9 @@ FEW = 100
 _VERSION = 1
 _SIGHT = struct.Struct("=4q")
 _UNKNOWN = (None, None, None)
-_AT_ONCE = 500
+_AT_ONCE = 250
+_READERS = 4  # they wait for the disk, if for anything
+_LARGE = 64 << 10  # bytes
 
 
 class Entry(NamedTuple):
@@ -68,24 +74,39 @@ class Entry(NamedTuple):
     packed: str
     """What was seen of its files, as text that is compared."""
     values: Any
+    contents: Sequence[bytes | int] = ()
+    """What is in the record's files when `values` is None; a number is the errno of a refusal."""
 
     @property
     def sights(self) -> tuple[Sight, ...]:
         """The same, file by file."""
         return unpack(bytes.fromhex(self.packed))
 
+    def read_json(self, number: int, path: str) -> Any:
+        """The JSON value in one of the files, by its number. As `records.read_json` of `path`."""
+        data = self.contents[number] if self.contents else errno.EFBIG
+        if isinstance(data, bytes):
+            return parse_json(path, data)
+        if data == errno.EFBIG:  # or it was not read ahead
+            return read_json(path)
+        raise OSError(data, os.strerror(data), path)
+
 
 class RecordIndex:
     """`path` says again what the records in the directories below `directory` say.
 
     `files`: what a record depends on, in each of these directories; "." is the directory itself.
-    The looking begins at once, in a thread of its own. For one start-up, in one thread.
+    `contents`: the ones that hold values. The looking begins at once, in a thread of its own. For
+    one start-up, in one thread.
     """
 
-    def __init__(self, path: Path, directory: Path, files: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, directory: Path, files: Sequence[str], contents: Sequence[str]
+    ) -> None:
         self._path = path
         self._directory = directory
         self._files = [file.encode() for file in files]
+        self._contents = [file.encode() for file in contents]
         self._looked_at = 0
         self._names: list[str] = []
         self._packed: list[str] = []
@@ -97,16 +118,25 @@ class RecordIndex:
         self._thread.start()
 
     def entries(self) -> Iterator[Entry]:
-        """Everything in the directory, sorted by name; OSError when it cannot be listed."""
+        """Everything in the directory, sorted by name; OSError when it cannot be listed.
+
+        What the index does not know is read a little ahead of the caller.
+        """
         written = self._read()  # while the other thread looks
         self._thread.join()
         if self._failure is not None:
             raise self._failure
         known = {entry[0]: entry for entry in written}
         self._outdated = len(known)
+        found = []
         for name, packed in zip(self._names, self._packed, strict=True):
             _, then, values = known.get(name, _UNKNOWN)
-            yield Entry(name, packed, values if then == packed else None)
+            found.append(Entry(name, packed, values if then == packed else None))
+        unknown = [entry.name for entry in found if entry.values is None]
+        with closing(read_ahead(self._directory, unknown, self._contents)) as contents:
+            for entry in found:
+                known_already = entry.values is not None
+                yield entry if known_already else entry._replace(contents=next(contents))
 
     def keep(self, entry: Entry, values: Any) -> None:
         """The entry's record says `values`, which are JSON's: the next index may have them."""
@@ -116,7 +146,7 @@ class RecordIndex:
             return
         else:
             self._new += 1
-        self._kept.append(entry._replace(values=values))
+        self._kept.append(Entry(entry.name, entry.packed, values))
 
     def save(self, flusher: Flusher) -> bool:
         """Write an index of what was kept if that will save the next start-up time.
@@ -127,9 +157,8 @@ class RecordIndex:
         if self._new + self._outdated <= max(FEW, len(kept) // 16):
             return False
         try:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
             write(self._path, encode(self._files, kept), flusher)
-        except OSError:  # KernelError is one
+        except KernelError:
             return False
         return True
 
@@ -159,9 +188,30 @@ def unpack(packed: bytes) -> tuple[Sight, ...]:
     return tuple(map(Sight._make, _SIGHT.iter_unpack(packed)))
 
 
+def read_ahead(
+    directory: Path, names: Sequence[str], files: Sequence[bytes]
+) -> Generator[Sequence[bytes | int], None, None]:
+    """For each name what is in its files below `directory`, or the errno (EFBIG: above 64 KB)."""
+    if not names:
+        return
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+
+        def read(begin: int) -> list[bytes | int]:
+            some = [os.fsencode(name) for name in names[begin : begin + _AT_ONCE]]
+            return read_small(place, [b"%s/%s" % (n, f) for n in some for f in files], _LARGE)
+
+        with ThreadPoolExecutor(_READERS, "dockpy-read") as pool:
+            for contents in pool.map(read, range(0, len(names), _AT_ONCE)):
+                for begin in range(0, len(contents), len(files)):
+                    yield contents[begin : begin + len(files)]
+    finally:
+        os.close(place)
+
+
 def encode(files: Sequence[bytes], entries: Sequence[Entry]) -> bytes:
     """An index as bytes. Lets other threads work between any two pieces."""
-    lines = (json.dumps(entry, separators=(",", ":")) for entry in entries)
+    lines = (json.dumps(entry[:3], separators=(",", ":")) for entry in entries)
     pieces = []
     while piece := ",\n".join(islice(lines, _AT_ONCE)):
         pieces.append(piece)

@@ -32,6 +32,7 @@ LOST_WITH_HOST = 255
 """Exit code of a container that ran when the host went down: nobody saw its end."""
 
 _FILES = (".", RECORD, STATE, "work/work")  # what a container's values depend on
+_CONTENTS = (RECORD, STATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Loading:
         self._disposable = run / "containers"
         self._trash = trash
         self._warn = warn
-        self._index = RecordIndex(root / "index" / "containers", self._directory, _FILES)
+        self._index = RecordIndex(root / "containers.index", self._directory, _FILES, _CONTENTS)
 
     def containers(self) -> Iterator[Found]:
         """Every container, by id. Torn records are told and set aside, leftovers removed."""
@@ -94,7 +95,7 @@ class Loading:
                 self._trash.discard(Path(directory))  # a create that never finished
             return None
         try:
-            values = read_json(path)
+            values = entry.read_json(0, path) if lasting else read_json(path)
             record = record_of(values, entry.name)
         except (OSError, TornRecord, LookupError, TypeError, ValueError) as error:
             torn = error
@@ -105,15 +106,15 @@ class Loading:
         for one in names:
             if one.startswith(TEMPORARY):
                 os.unlink(f"{directory}/{one}")
-        written = self._read_state(f"{directory}/{STATE}") if STATE in names else None
+        written = self._read_state(f"{directory}/{STATE}", entry) if STATE in names else None
         found = _judge(record, written, entry, marked=WRITTEN in names)
         if lasting and not found.marked and found.before is None:
             self._index.keep(entry, (values, written))
         return found
 
-    def _read_state(self, path: str) -> dict[str, Any] | None:
+    def _read_state(self, path: str, entry: Entry) -> dict[str, Any] | None:
         try:
-            values = read_json(path)
+            values = entry.read_json(1, path)
             state_of(values)
         except (OSError, TornRecord, LookupError, TypeError, ValueError) as error:
             self._warn(f"{path}: {error}; set aside as {set_aside(Path(path)).name}")
