@@ -178,7 +178,7 @@ class FakeGraph:
                 found.setdefault(image.parent, []).append(image)
         return found
 
-    def lower_directories(self, image: Image) -> list[Path]:
+    def directory_names(self, image: Image) -> list[Path]:
         return [Path("/layers") / layer for layer in reversed(image.layers)]
 
     def steady_users(self) -> AbstractContextManager[None]:

@@ -197,7 +197,10 @@ def module_engine(
         first = runtime.create(Config(image="base", cmd=("/bin/true",)))
         first.run()
         runtime.destroy(first)
+        runtime.networks.prepare()
         deadline = time.monotonic() + patient(5)
-        while os.listdir(runtime.root / "containers") and time.monotonic() < deadline:
+        while time.monotonic() < deadline and (
+            os.listdir(runtime.root / "containers") or not runtime.networks.ready
+        ):
             time.sleep(0.01)
         yield runtime

@@ -243,6 +243,9 @@ cdef class Packer:
     cdef readonly int error
     cdef readonly uint64_t entries
     cdef readonly uint64_t size  # bytes of the stream until now
+    cdef readonly uint64_t content  # of it of files, those that are announced included
+    cdef readonly uint64_t metadata  # most bytes of PAX records that an entry had
+    cdef readonly uint64_t longest  # most bytes of a name
     cdef int directory
     cdef bint layer
     cdef bint careful  # devices could be opened by mistake in the directory at hand
@@ -655,6 +658,7 @@ cdef class Packer:
             return 0 if linked > 0 else -1
         if self.header(c"0", NULL, 0, self.info.st_size, fd) != 0:
             return -1
+        self.content += <uint64_t>self.info.st_size
         self.remaining = self.info.st_size
         self.filler = -self.info.st_size & (BLOCK - 1)
         return 0
@@ -845,6 +849,7 @@ cdef class Packer:
         cdef ssize_t got
         cdef bint long_name = False
         self.records.size = 0
+        self.longest = max(self.longest, <uint64_t>self.path.size)
         if not dp_is_ascii(self.path.data, self.path.size):
             long_name = True
         elif self.path.size > 100:
@@ -872,6 +877,7 @@ cdef class Packer:
             if add_attribute(&self.records, &self.key, self.attributes[i], self.value, <size_t>got):
                 return self.no_memory()
         if self.records.size:
+            self.metadata = max(self.metadata, <uint64_t>self.records.size)
             block = self.new_block()
             if block == NULL:
                 return -1

@@ -14,7 +14,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
@@ -140,6 +140,7 @@ class Assembler:
                 return self._start(site, attach)
             except SupervisorLost:
                 undo(site, logged)
+                site = again(site)
         return self._start(site, attach)
 
     def check(self, config: Config) -> None:
@@ -361,6 +362,13 @@ def log_size(site: Site) -> int:
         return os.stat(f"{site.directory}/{LOG}").st_size
     except FileNotFoundError:
         return 0
+
+
+def again(site: Site) -> Site:
+    """For one more try: a sysfs that was made ahead can be attached once."""
+    if isinstance(site.network, Network):
+        return replace(site, network=Network(site.network.namespace, None))
+    return site
 
 
 def undo(site: Site, logged: int) -> None:

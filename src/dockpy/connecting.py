@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from dockpy.network.values import BRIDGE, DEFAULT, HOST, NONE, Lease, Wish
 from dockpy.records import read_json, write
 
 SHARED = "container:"
+RESOLV = "/etc/resolv.conf"
+FALLBACK = ("9.9.9.9", "1.1.1.1")
+"""Public name servers, for a host that only has one on its own loopback."""
 FILE = "network.json"
 """In a container's run directory: what the network gave to its run."""
 
@@ -86,18 +90,45 @@ def linked(config: Config, addresses: Callable[[str], tuple[str, str]]) -> list[
 
 
 def files(
-    config: Config, hostname: str, host_resolv: str, lease: Lease, extra: Sequence[str]
+    config: Config, hostname: str, lease: Lease, extra: Sequence[str]
 ) -> tuple[tuple[str, str], ...]:
-    """Names below /etc and texts of the container's own files."""
-    address = lease.addresses[0] if lease.addresses else "127.0.1.1"
-    return (
-        ("resolv.conf", etcfiles.resolv(host_resolv, config.dns, config.dns_search)),
-        ("hostname", f"{hostname}\n"),
-        (
-            "hosts",
-            etcfiles.hosts(hostname, config.domainname, [*config.extra_hosts, *extra], address),
-        ),
+    """Names below /etc and texts of the container's own files.
+
+    Without a network of its own it asks the host's name servers; with one of the user's, the
+    engine's resolver there.
+    """
+    first = lease.endpoints[0] if lease.endpoints else None
+    gateways = first.gateways if first is not None else ()
+    resolv = etcfiles.resolv(
+        host_file(RESOLV),
+        config.dns,
+        config.dns_search,
+        config.dns_options,
+        resolver=gateways if first is not None and first.named else (),
+        own_network=first is not None,
+        systemd_text=host_file(etcfiles.SYSTEMD_RESOLV) if first is not None else "",
+        fallback=FALLBACK,
     )
+    hosts = etcfiles.hosts(
+        hostname,
+        config.domainname,
+        [*config.extra_hosts, *extra],
+        addresses=lease.addresses,
+        gateways=gateways,
+    )
+    return ("resolv.conf", resolv), ("hostname", f"{hostname}\n"), ("hosts", hosts)
+
+
+def host_file(path: str) -> str:
+    """A small file of the host; "" when it is not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(descriptor, 65536).decode(errors="replace")
+    finally:
+        os.close(descriptor)
 
 
 def keep(directory: Path, lease: Lease) -> None:

@@ -169,12 +169,34 @@ class Graph:
         return _configuration(f"{self._directory}/{image.id}")
 
     def lower_directories(self, image: Image) -> list[Path]:
-        """The image's unpacked layers, top-most first. StoreError names a missing one."""
-        paths = [self._layers.tree(one) for one in reversed(image.layers)]
-        for path in paths:
-            if not path.is_dir():
-                raise StoreError(f"{path}: this layer of image {image.short_id} is missing")
-        return paths
+        """The directories of the image's layers, top-most first, for somebody who reads them.
+
+        Blocks while packed layers are unpacked. StoreError names a missing one; KernelError when
+        the disk is full, the layer stays packed then.
+        """
+        return [self._unpacked(image, one) for one in reversed(image.layers)]
+
+    def _unpacked(self, image: Image, chain: str) -> Path:
+        path = self._layers.tree(chain)
+        if not path.is_dir() and self._layers.get(chain) is None:
+            raise StoreError(f"{path}: this layer of image {image.short_id} is missing")
+        return self._layers.unpacked(chain)
+
+    def directory_names(self, image: Image) -> list[Path]:
+        """What `lower_directories` gives, for somebody who only tells: nothing is unpacked."""
+        return [self._layers.tree(one) for one in reversed(image.layers)]
+
+    def unpack_soon(self, image: Image) -> None:
+        """Unpack the image's packed layers in the background, for those who will start it."""
+        self._layers.unpack_soon(image.layers)
+
+    def wait_unpacked(self, timeout: float | None = None) -> bool:
+        """Block until nothing is unpacked in the background; False after `timeout` seconds."""
+        return self._layers.wait_unpacked(timeout)
+
+    def close(self) -> None:
+        """End what goes on in the background; packed layers stay packed. May be called twice."""
+        self._layers.close()
 
     # -- layers --------------------------------------------------------------------------------
 
@@ -191,6 +213,10 @@ class Graph:
     ) -> StagedLayer:
         """Unpack a layer beside its place; any number of threads may. See `LayerStore.stage`."""
         return self._layers.stage(source, expected=expected, limits=limits)
+
+    def stage_packed(self, pack: Callable[[int], Packed]) -> StagedLayer:
+        """A layer that is its stream until somebody needs files. See `LayerStore.stage_packed`."""
+        return self._layers.stage_packed(pack)
 
     def keep_stream(self, staged: StagedLayer, source: BinaryIO | int) -> StagedLayer:
         """Keep the stream of a layer that is not `repeatable`. See `LayerStore.keep_stream`."""

@@ -50,6 +50,11 @@ class ReadyPool(Generic[T]):
         """How many are ready."""
         return len(self._ready)
 
+    @property
+    def full(self) -> bool:
+        """Whether there are as many as there should be, or none was ever asked for."""
+        return self._thread is None or len(self._ready) >= self._most
+
     def begin(self) -> None:
         """Make the first ones now."""
         with self._changed:

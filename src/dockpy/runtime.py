@@ -48,9 +48,9 @@ from dockpy.loading import WRITTEN, Loading, encode_record, encode_state
 from dockpy.model import DEFAULT_TAG, VERSION, Config, Exec, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
-from dockpy.network.manager import Connection, NetworkManager, Owner
+from dockpy.network.manager import Connection, NetworkManager
 from dockpy.network.portalloc import PortInUse
-from dockpy.network.values import Lease, Network, NetworkSettings, Wish
+from dockpy.network.values import Lease, Network, NetworkSettings, Owner, Wish
 from dockpy.records import TEMPORARY, Flusher, Trash, write
 from dockpy.references import parse
 from dockpy.registry import settings as registry_settings
@@ -157,6 +157,7 @@ class Runtime:
             undo.callback(self._trash.close)
             loading = Loading(self.root, self.run, self._trash, self._warn)
             self.graph = Graph(self.root, self._flusher, self._trash)
+            undo.callback(self.graph.close)
             self.tags = TagStore(self.root, self.graph, self._flusher)
             self.registries = Registries(
                 self.root, self.graph, self.tags, self._flusher, registry_settings.load()
@@ -453,9 +454,7 @@ class Runtime:
                 config=config,
                 lowers=self.lowers_of(container),
                 directory=self.directory_of(container),
-                files=connecting.files(
-                    config, hostname, host_resolv(), lease, self._linked(record)
-                ),
+                files=connecting.files(config, hostname, lease, self._linked(record)),
                 files_directory=f"{self.run}/containers/{record.id}",
                 network=network,
                 hostname=hostname,
@@ -1039,18 +1038,6 @@ def network_settings(root: Path) -> NetworkSettings:
         return NetworkSettings()
     name = hashlib.sha256(bytes(root)).hexdigest()
     return NetworkSettings(bridge=f"dpy{name[:8]}", firewall=f"dockpy-{name[:12]}")
-
-
-def host_resolv() -> str:
-    """The host's resolver settings; empty without any."""
-    try:
-        descriptor = os.open("/etc/resolv.conf", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(descriptor, 65536).decode(errors="replace")
-    finally:
-        os.close(descriptor)
 
 
 def own_capabilities() -> int:

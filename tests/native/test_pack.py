@@ -461,6 +461,7 @@ def test_the_digest_is_of_what_was_written(tmp_path: Path, size: int) -> None:
                     entries=2,
                     size=len(data),
                     digest=hashlib.sha256(data).hexdigest() if digest else "",
+                    content=size,
                 )
 
 

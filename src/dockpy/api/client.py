@@ -19,6 +19,7 @@ from dockpy.api import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 DEFAULT_ROOT = "/var/lib/dockpy"
@@ -53,13 +54,21 @@ def main() -> None:
     if _signal.getsignal(2) is _signal.default_int_handler:
         _signal.signal(2, _signal.SIG_DFL)
     fill_closed_descriptors()
-    client = None
-    try:
-        argv, root, run = engine_options([encode(word) for word in sys.argv[1:]])
+    client = Client(DEFAULT_ROOT, DEFAULT_RUN)
+
+    def work() -> int:
+        argv, client.root, client.run = engine_options([encode(word) for word in sys.argv[1:]])
         if argv and argv[0] in DAEMON:
-            become_daemon(root, run, argv[1:])
-        client = Client(root, run)
-        code = client.command(argv)
+            become_daemon(client.root, client.run, argv[1:])
+        return client.command(argv)
+
+    leave(client, work)
+
+
+def leave(client: "Client", work: "Callable[[], int]") -> None:
+    """Do the client's work and leave with its exit code, the terminal as it was."""
+    try:
+        code = work()
     except Leave as end:
         code = end.code
         if end.text:
@@ -68,9 +77,30 @@ def main() -> None:
         code = ENGINE_ERROR
         say(f"dockpy: internal error of the client: {type(error).__name__}: {error}\n".encode())
     finally:
-        if client is not None:
-            client.cook()
+        client.cook()
     posix._exit(code)
+
+
+def go_on() -> None:
+    """Go on where `quick.c` could not, and leave with the exit code. Does not return.
+
+    The argument is a descriptor: root, run directory, and the numbers of the connection (-1: the
+    daemon is gone), of the pipe for the terminal's keys (-1: none), whether CLOSING was told, and
+    the length of the packet that is to be obeyed next, each with a NUL behind it; that packet; and
+    what FOLLOW told. Signals are blocked until they are relayed again.
+    """
+    if _signal.getsignal(2) is _signal.default_int_handler:
+        _signal.signal(2, _signal.SIG_DFL)
+    descriptor = int(sys.argv[1])
+    size = posix.lseek(descriptor, 0, 2)
+    said = posix.pread(descriptor, size, 0)
+    posix.close(descriptor)
+    root, run, connection, keys, closing, length, rest = said.split(b"\0", 6)
+    client = Client(decode(root), decode(run))
+    client.closing = closing == b"1"
+    client.keys_to = int(keys)
+    packet, client.resumption = rest[: int(length)], rest[int(length) :]
+    leave(client, lambda: client.take_over(int(connection), packet))
 
 
 def encode(text: str) -> bytes:
@@ -193,6 +223,7 @@ class Client:
         self.keys_to = -1
         self.keys = b""
         self.reading = False
+        self.listening = False
 
     def command(self, argv: list[bytes]) -> int:
         """The exit code of a command line. Blocks as long as it takes. Leave."""
@@ -207,6 +238,24 @@ class Client:
         self.ask(request, stdin)
         if stdin:
             posix.close(stdin)
+        return self.follow()
+
+    def take_over(self, descriptor: int, packet: bytes) -> int:
+        """Go on with a conversation that another program began; as `command`."""
+        if descriptor < 0:
+            self.resume()
+        else:
+            connection = _socket.socket(fileno=descriptor)
+            posix.set_inheritable(descriptor, False)
+            self.listen(connection)
+        if self.keys_to >= 0:
+            posix.set_inheritable(self.keys_to, False)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, RELAYED)
+        code = self.obey(packet[:1], packet[1:]) if packet else -1
+        return code if code >= 0 else self.follow()
+
+    def follow(self) -> int:
+        """Do as the daemon says until it gives the exit code."""
         while True:
             packet = self.next()
             if not packet:
@@ -351,7 +400,8 @@ class Client:
         connection.setblocking(False)  # looked at by set_wakeup_fd, once
         _signal.set_wakeup_fd(connection.fileno(), warn_on_full_buffer=False)
         connection.setblocking(True)
-        if self.connection is None and not self.resumption:
+        if not self.listening:
+            self.listening = True
             for number in RELAYED:
                 if _signal.getsignal(number) != _signal.SIG_IGN:
                     _signal.signal(number, self.noticed)

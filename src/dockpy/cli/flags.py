@@ -6,6 +6,7 @@ import ipaddress
 import re
 
 from dockpy.errors import UsageError
+from dockpy.etcfiles import HOST_GATEWAY
 from dockpy.humantime import parse_size
 from dockpy.stdio import parse_detach_keys
 
@@ -89,10 +90,13 @@ def parse_address(text: str) -> str:
 
 
 def parse_host_entry(text: str) -> str:
-    """`name:address` (or `name=address`); returned as `name:address`."""
+    """`name:address` (or `name=address`); returned as `name:address`. The address `host-gateway`
+    stands for the host as the container sees it."""
     name, separator, address = text.partition("=" if "=" in text else ":")
     if not separator or not name or any(one.isspace() for one in name):
         raise UsageError("name:address expected, such as db:10.0.0.5")
+    if address == HOST_GATEWAY:
+        return f"{name}:{address}"
     try:
         ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
     except ValueError as error:

@@ -73,5 +73,5 @@ def look_up(engine: Engine, name: str, kind: str) -> dict[str, Any]:
         image = engine.tags.lookup_image(name)
     except (NotFound, UsageError) as error:
         raise NotFound(kind or "object", name) from error
-    layers = engine.graph.lower_directories(image)
+    layers = engine.graph.directory_names(image)
     return image_values(image, engine.tags.by_id().get(image.id, ()), layers)

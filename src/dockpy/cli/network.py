@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +17,11 @@ from dockpy.cli.render import Listing, json_time, label_method, pretty_json
 from dockpy.cli.session import Session
 from dockpy.cli.template import Map, compile_template, to_json
 from dockpy.errors import DockpyError, NotFound, UsageError
-from dockpy.names import validate_name
 from dockpy.network.addresses import parse_subnet, parse_subnet6
 from dockpy.network.values import BRIDGE, HOST, NONE, RESERVED, Network, Wish
 
 FILTERS = ("driver", "id", "label", "name", "type")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 DRIVERS = {HOST: HOST, NONE: "null"}
 NETWORKS = Listing(
     headers={
@@ -87,7 +88,11 @@ def create(
     del attachable, driver
     if name in RESERVED:
         raise UsageError(f"{name!r} is a network that every engine has; choose another name")
-    validate_name(name)
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"bad network name {name!r}: at most 64 letters, digits, '_', '.' and '-', "
+            "beginning with a letter or digit"
+        )
     if mtu and not 576 <= mtu <= 65535:
         raise UsageError("--mtu is between 576 and 65535")
     four = [str(parse_subnet(one)) for one in subnet if ":" not in one]

@@ -20,7 +20,7 @@ SMALLEST = 29
 CANDIDATES = tuple(
     IPv4Network(text)
     for text in (
-        *(f"172.{n}.0.0/16" for n in range(30, 19, -1)),
+        *(f"172.{n}.0.0/16" for n in (30, 31, *range(27, 19, -1))),
         *(f"10.{n}.0.0/16" for n in range(200, 216)),
         *(f"192.168.{n}.0/20" for n in range(240, 95, -16)),
     )
@@ -28,10 +28,10 @@ CANDIDATES = tuple(
 """Ranges for the default network, best first; those Docker begins with (172.17) are left to it."""
 USER_CANDIDATES = tuple(
     subnet
-    for text in ("172.19.0.0/16", "10.216.0.0/14", "192.168.0.0/17")
+    for text in ("10.216.0.0/14", "172.28.0.0/15", "192.168.0.0/17")
     for subnet in IPv4Network(text).subnets(new_prefix=SEGMENT_PREFIX)
 )
-"""Ranges for users' networks: one segment each."""
+"""Ranges for users' networks: one segment each; those Docker begins with are left to it."""
 
 
 class PoolExhausted(Conflict):

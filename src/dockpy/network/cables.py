@@ -16,6 +16,8 @@ from dockpy.errors import KernelError
 from dockpy.network.values import Endpoint
 
 STEPS = ("make the cable", "note the address", "note the IPv6 address")
+KEPT = 2
+"""Sockets that wait for the next conversation."""
 PREFIX = "dv"
 """How the host ends of cables begin."""
 
@@ -31,7 +33,7 @@ class Layer:
     def __init__(self) -> None:
         self._sockets: deque[socket.socket] = deque()
         self._lock = threading.Lock()
-        self._sockets.append(self._socket())
+        self._sockets.extend(self._socket() for _ in range(KEPT))
 
     def close(self) -> None:
         while self._sockets:
@@ -98,7 +100,11 @@ class Layer:
         except BaseException:
             one.close()
             raise
-        self._sockets.append(one)
+        with self._lock:
+            if len(self._sockets) < KEPT:
+                self._sockets.append(one)
+                return
+        one.close()
 
     def _socket(self) -> socket.socket:
         return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)

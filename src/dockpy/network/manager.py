@@ -38,10 +38,21 @@ from dockpy.network.cables import Layer
 from dockpy.network.entries import Bridge
 from dockpy.network.firewall import Firewall
 from dockpy.network.live import LiveNetwork
+from dockpy.network.naming import LeaseNames
 from dockpy.network.portalloc import PortAllocator
 from dockpy.network.ports import Binding
+from dockpy.network.resolver import Resolver
 from dockpy.network.store import NetworkStore
-from dockpy.network.values import BRIDGE, DEFAULT, Endpoint, Lease, Network, NetworkSettings, Wish
+from dockpy.network.values import (
+    BRIDGE,
+    DEFAULT,
+    Endpoint,
+    Lease,
+    Network,
+    NetworkSettings,
+    Owner,
+    Wish,
+)
 from dockpy.records import Flusher
 from dockpy.spawn import Network as Namespace
 from dockpy.spawn import make_network
@@ -52,14 +63,6 @@ READY = 6
 ANYHOW = Wish()
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """A container as its networks know it."""
-
-    id: str
-    name: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a container asks of the network."""
@@ -67,6 +70,7 @@ class Wanted:
     network: str = BRIDGE
     wish: Wish = ANYHOW
     bindings: tuple[Binding, ...] = ()
+    dns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class NetworkManager:
         self._lock = threading.RLock()
         self._live: dict[str, LiveNetwork] = {}
         self._leases: dict[str, tuple[Owner, Lease]] = {}
+        self._resolver = Resolver(LeaseNames(self._leases))
         self._ready: ReadyPool[_Cabled] = ReadyPool(
             "cables", self._cable_ahead, self._drop_cabled, READY
         )
@@ -197,6 +202,11 @@ class NetworkManager:
         found = self._leases.get(container)
         return None if found is None else found[1]
 
+    @property
+    def ready(self) -> bool:
+        """Whether all that is made ahead is there."""
+        return self._ready.full and self._namespaces.full
+
     def prepare(self) -> None:
         """Make the default network and its first cables now, so that no start waits for them."""
         self._live_network(self._default())
@@ -224,7 +234,8 @@ class NetworkManager:
                     extra = self._lay(other, cabled.namespace.namespace, wish, number + 1)
                     undo.callback(self._release, extra)
                     endpoints.append(extra)
-            lease = self._publish(owner, Lease(endpoints=tuple(endpoints)), wanted.bindings)
+            lease = Lease(endpoints=tuple(endpoints), dns=wanted.dns)
+            lease = self._publish(owner, lease, wanted.bindings)
             with self._lock:
                 self._leases[owner.id] = owner, lease
             undo.pop_all()
@@ -234,12 +245,7 @@ class NetworkManager:
         """The network of another container that runs: process `pid` is in it. Conflict."""
         found = self._leases.get(other)
         lease = replace(found[1] if found else Lease(), shared=other)
-        try:
-            fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Conflict(
-                f"container {other[:12]} has ended, and its network with it; start it first"
-            ) from error
+        fd = namespace_of(pid, other[:12])
         return Connection(Namespace(fd, None), replace(lease, published=()))
 
     def adopt(self, owner: Owner, lease: Lease) -> None:
@@ -292,7 +298,7 @@ class NetworkManager:
             if any(one.network == network.id for one in lease.endpoints):
                 raise Conflict(f"container {owner.name} is in network {network.name} already")
         live = self._live_network(network)
-        namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        namespace = namespace_of(pid, owner.name)
         try:
             used = {one.index for one in lease.endpoints}
             number = next(n for n in range(len(used) + 1) if n + 2 not in used)
@@ -326,27 +332,6 @@ class NetworkManager:
             self._release(one)
         return made
 
-    def lookup(self, network: str, name: str) -> list[str]:
-        """Addresses of the containers that are called so in a network, by its id."""
-        wanted = name.lower().rstrip(".")
-        return [
-            address
-            for owner, lease in list(self._leases.values())
-            for one in lease.endpoints
-            if one.network == network
-            and wanted in (owner.name.lower(), owner.id[:12], *map(str.lower, one.aliases))
-            for address in (one.address, one.address6)
-            if address
-        ]
-
-    def owner_of(self, network: str, address: str) -> str:
-        """The name of the container with that address, "" for none."""
-        for owner, lease in list(self._leases.values()):
-            for one in lease.endpoints:
-                if one.network == network and address in (one.address, one.address6):
-                    return owner.name
-        return ""
-
     def dying(self) -> int:
         """Cables whose container has ended and that the kernel has not taken away yet."""
         with self._lock:
@@ -366,6 +351,7 @@ class NetworkManager:
                 if key not in used:
                     del self._live[key]
                     self._take_down(live)
+            self._resolver.close()
             self.firewall.close(remove=not self._live)
             self.ports.close()
             self._layer.close()
@@ -470,9 +456,22 @@ class NetworkManager:
             for other in opened:
                 self.firewall.let_talk(segment.bridge, other)
             opened.append(segment.bridge)
+            if not network.default:
+                self._answer(network, segment)
             return index
 
         return open_segment
+
+    def _answer(self, network: Network, segment: Segment) -> None:
+        """Answer questions for names on the segment's gateways."""
+        for address, within in (
+            (segment.gateway, network.subnet),
+            (segment.gateway6, network.subnet6),
+        ):
+            if address is not None:
+                self._resolver.listen(
+                    network.id, str(address), within=within, internal=network.internal
+                )
 
     @staticmethod
     def _guarded(network: Network, segment: Segment) -> Bridge:
@@ -487,6 +486,7 @@ class NetworkManager:
     def _take_down(self, live: LiveNetwork) -> None:
         """Remove a network's bridges and their rules."""
         segments = live.open_segments
+        self._resolver.forget(live.network.id)
         for segment in segments:
             with contextlib.suppress(KernelError):
                 remove_bridge(segment.bridge)
@@ -571,6 +571,16 @@ class NetworkManager:
         """How the bridges of users' networks begin; with six digits and a segment's number it
         stays below the 15 bytes of a link's name."""
         return "dpy-"
+
+
+def namespace_of(pid: int, container: str) -> int:
+    """The network namespace of a container's process. Conflict: it has ended."""
+    try:
+        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Conflict(
+            f"container {container} has ended, and its network with it; start it first"
+        ) from error
 
 
 def _gateway(text: str, subnet: ipaddress.IPv4Network) -> ipaddress.IPv4Address:

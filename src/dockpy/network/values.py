@@ -108,6 +108,14 @@ class Network:
         return cls(**values)
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A container as its networks know it."""
+
+    id: str
+    name: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """A container's place in a network. Addresses are texts, "" for none of that version.
@@ -130,16 +138,28 @@ class Endpoint:
     gateway6: str = ""
     aliases: tuple[str, ...] = ()
 
+    @property
+    def named(self) -> bool:
+        """Whether containers have names in that network: in all but the default one."""
+        return self.network_name != BRIDGE
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """The host's addresses as the container sees them."""
+        return tuple(filter(None, (self.gateway, self.gateway6)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """All of the network that one run of a container has.
 
-    `shared` is the id of the container whose network it uses, then the rest is that one's.
+    `dns` are name servers of its own. `shared` is the id of the container whose network it uses,
+    then the rest is that one's.
     """
 
     endpoints: tuple[Endpoint, ...] = ()
     published: tuple[Published, ...] = ()
+    dns: tuple[str, ...] = ()
     shared: str = ""
 
     @property
@@ -157,6 +177,7 @@ class Lease:
         return {
             "endpoints": [asdict(one) for one in self.endpoints],
             "published": [asdict(one) for one in self.published],
+            "dns": list(self.dns),
             "shared": self.shared,
         }
 
@@ -169,6 +190,7 @@ class Lease:
                 for one in values["endpoints"]
             ),
             published=tuple(Published(**one) for one in values["published"]),
+            dns=tuple(values["dns"]),
             shared=str(values["shared"]),
         )
 
