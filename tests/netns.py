@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from dockpy.network.entries import Cable
 from patience import patient
 
 CLONE_NEWNET = 0x40000000
@@ -132,6 +133,7 @@ class World:
             "link add dockpy0 type bridge",
             "link add dockpy1 type bridge",
             *(f"link add {name} type veth peer name c{name}" for name in ("eth0", *_CABLES)),
+            *(f"link set c{name} address {_HARDWARE[name]}" for name in _CABLES),
             "addr add 10.9.0.1/24 dev eth0",
             "addr add fd09::1/64 dev eth0 nodad",
             "addr add 172.30.0.1/16 dev dockpy0",
@@ -182,6 +184,10 @@ class World:
 
 
 _CABLES = {"v2": "dockpy0", "v3": "dockpy0", "w2": "dockpy1"}
+_HARDWARE = {"v2": "02:42:ac:1e:00:02", "v3": "02:42:ac:1e:00:03", "w2": "02:42:ac:1f:00:02"}
+BOX = Cable("v2", _HARDWARE["v2"], "172.30.0.2", "fd30::2")
+OTHER = Cable("v3", _HARDWARE["v3"], "172.30.0.3", "fd30::3")
+FAR = Cable("w2", _HARDWARE["w2"], "172.31.0.2")
 
 
 def _made_in_thread() -> int:

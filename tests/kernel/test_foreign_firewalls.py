@@ -9,7 +9,7 @@ import pytest
 
 from dockpy.network.entries import Bridge
 from dockpy.network.firewall import Firewall
-from netns import World
+from netns import BOX, OTHER, World
 from patience import patient
 
 pytestmark = pytest.mark.needs("root", "netns", "ip", "iptables")
@@ -28,8 +28,7 @@ def opened(world: World) -> Iterator[Firewall]:
     with world.host.inside():
         firewall.open()
         firewall.attach(Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"))
-        firewall.allow("172.30.0.2", "v2", "fd30::2")
-        firewall.allow("172.30.0.3", "v3", "fd30::3")
+        firewall.allow(BOX, OTHER)
     yield firewall
     firewall.close(remove=True)
     for program in ("iptables-nft", "ip6tables-nft"):

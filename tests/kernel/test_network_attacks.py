@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+import netns
 from dockpy.network.entries import Bridge
 from dockpy.network.firewall import Firewall
 from netns import Namespace, World
@@ -16,6 +19,7 @@ from netns import Namespace, World
 pytestmark = pytest.mark.needs("root", "netns", "ip")
 
 BOX, OTHER, FAR = "172.30.0.2", "172.30.0.3", "172.31.0.2"
+OTHER6 = "fd30::3"
 LOST_AFTER = 0.4
 """Seconds after which a datagram that did not come is lost."""
 
@@ -40,9 +44,7 @@ def opened(world: World) -> Iterator[Firewall]:
         ):
             firewall.attach(bridge)
             firewall.accept_loopback(bridge.name)
-        firewall.allow(BOX, "v2", "fd30::2")
-        firewall.allow(OTHER, "v3", "fd30::3")
-        firewall.allow(FAR, "w2")
+        firewall.allow(netns.BOX, netns.OTHER, netns.FAR)
     yield firewall
     firewall.close(remove=True)
 
@@ -81,6 +83,34 @@ def send_frame(sender: Namespace, frame: bytes) -> None:
 def hardware(namespace: Namespace) -> bytes:
     words = namespace.run("ip", "-o", "link", "show", "eth0").split()
     return bytes.fromhex(words[words.index("link/ether") + 1].replace(":", ""))
+
+
+def icmp6_frame(
+    sender: Namespace,
+    kind: int,
+    rest: bytes,
+    source: str,
+    target: str = "ff02::1",
+    *,
+    to: bytes = b"\x33\x33\0\0\0\1",
+    hidden: bool = False,
+) -> bytes:
+    """An Ethernet frame with an ICMPv6 message; `hidden`: behind a header of padding options."""
+    ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, target)
+    body = struct.pack("!BBH", kind, 0, 0) + rest
+    total = sum(struct.unpack(f"!{len(body + ends) // 2}H", body + ends)) + len(body) + 58
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:]
+    if hidden:
+        body = bytes([58, 0, 1, 4, 0, 0, 0, 0]) + body
+    head = struct.pack("!IHBB", 6 << 28, len(body), 60 if hidden else 58, 255)
+    return to + hardware(sender) + b"\x86\xdd" + head + ends + body
+
+
+def link_local(namespace: Namespace, interface: str) -> str:
+    words = namespace.run("ip", "-6", "-o", "addr", "show", interface, "scope", "link").split()
+    return words[words.index("inet6") + 1].partition("/")[0]
 
 
 # -- a neighbour -------------------------------------------------------------------------------
@@ -144,22 +174,77 @@ def test_a_container_cannot_take_an_address_by_arp(world: World) -> None:
             assert mine.hex(":") not in line
 
 
-def test_a_container_cannot_play_the_router(world: World) -> None:
+@pytest.mark.parametrize("hidden", [False, True], ids=["plain", "behind-options"])
+def test_a_container_cannot_play_the_router(world: World, hidden: bool) -> None:
     world.other.set("ipv6/conf/eth0/accept_ra", "2")
-    mine = hardware(world.box)
-    source = socket.inet_pton(socket.AF_INET6, "fe80::2")
-    everybody = socket.inet_pton(socket.AF_INET6, "ff02::1")
-    advert = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
-    total = sum(struct.unpack(f"!{len(advert) // 2}H", advert))
-    total += sum(struct.unpack("!16H", source + everybody)) + len(advert) + 58
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    advert = advert[:2] + struct.pack("!H", ~total & 0xFFFF) + advert[4:]
-    packet = struct.pack("!IHBB", 6 << 28, len(advert), 58, 255) + source + everybody + advert
-    send_frame(world.box, b"\x33\x33\0\0\0\1" + mine + b"\x86\xdd" + packet)
+    advert = struct.pack("!BBHII", 64, 0, 1800, 0, 0)
+    send_frame(world.box, icmp6_frame(world.box, 134, advert, "fe80::2", hidden=hidden))
     time.sleep(LOST_AFTER)
     routes = world.other.run("ip", "-6", "route", "show", "default")
     assert "fe80::2" not in routes
+
+
+def test_a_container_cannot_redirect_others_to_itself(world: World) -> None:
+    router, mine = link_local(world.host, "dockpy0"), hardware(world.box)
+    # Only a router that is known by its link-local address can redirect.
+    world.other.ip(f"route add fd09::/64 via {router} dev eth0")
+    target, to = (socket.inet_pton(socket.AF_INET6, one) for one in ("fe80::2", "fd09::2"))
+    first = socket.inet_pton(socket.AF_INET6, OTHER6)
+    echo = struct.pack("!IHBB", 6 << 28, 8, 58, 64) + first + to + bytes([128]) + bytes(7)
+    said = bytes(4) + target + to + bytes([2, 1]) + mine
+    said += bytes([4, 1 + len(echo) // 8]) + bytes(6) + echo
+    frame = icmp6_frame(world.box, 137, said, router, OTHER6, to=hardware(world.other))
+    try:
+        send_frame(world.box, frame)
+        time.sleep(LOST_AFTER)
+        assert f"via {router} " in world.other.run("ip", "-6", "route", "get", "fd09::2")
+    finally:
+        world.other.ip("route del fd09::/64 dev eth0")
+
+
+def test_a_container_cannot_take_an_address_by_neighbour_discovery(world: World) -> None:
+    with world.other.datagrams("::", 7111) as other:
+        for victim in ("fd30::1", "fd30::9"):
+            other.sendto(b"", (victim, 9))  # so that there is an entry to take
+            claim = struct.pack("!I", 0xA0000000) + socket.inet_pton(socket.AF_INET6, victim)
+            option = bytes([2, 1]) + hardware(world.box)
+            for source in ("fd30::2", "fe80::2", "::"):
+                send_frame(world.box, icmp6_frame(world.box, 136, claim + option, source))
+    time.sleep(LOST_AFTER)
+    known = world.other.run("ip", "-6", "neigh")
+    assert "fd30::1" in known
+    for line in known.splitlines():
+        if line.startswith(("fd30::1 ", "fd30::9 ")):
+            assert hardware(world.box).hex(":") not in line
+
+
+def test_a_container_cannot_have_anothers_frames_sent_to_itself(world: World) -> None:
+    """A bridge sends to where it last saw a hardware address as the sender."""
+    victim = hardware(world.other)
+    frame = udp_packet(BOX, "172.30.0.200", 7112, b"mine")
+    with world.other.datagrams(port=7112) as other, world.host.datagrams() as host:
+        for _ in range(3):
+            send_frame(world.box, b"\xff" * 6 + victim + b"\x08\x00" + frame)
+        learnt = world.host.run("bridge", "fdb", "show", "br", "dockpy0").splitlines()
+        assert not [line for line in learnt if victim.hex(":") in line and "dev v2 " in line]
+        host.sendto(b"for other", (OTHER, 7112))
+        assert arrives(other)
+
+
+@pytest.mark.parametrize("kind", [0x8100, 0x88A8, 0x8864, 0x86DD ^ 0xFFFF], ids=hex)
+def test_frames_that_are_neither_ip_nor_arp_go_nowhere(world: World, kind: int) -> None:
+    everybody = b"\xff" * 6
+    with world.other.inside():
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+    with link:
+        link.bind(("eth0", 0x0003))
+        inner = struct.pack("!HH", 1, 0x0800) + udp_packet("172.30.0.1", OTHER, 7113, b"wrapped")
+        send_frame(world.box, everybody + hardware(world.box) + kind.to_bytes(2, "big") + inner)
+        deadline = time.monotonic() + LOST_AFTER
+        link.settimeout(LOST_AFTER)
+        with contextlib.suppress(TimeoutError):
+            while time.monotonic() < deadline:
+                assert b"wrapped" not in link.recv(2048)
 
 
 def test_a_container_does_not_reach_the_hosts_loopback(world: World) -> None:
@@ -180,8 +265,8 @@ def test_who_has_an_address_is_free_again_once_it_is_forgotten(
     world: World, firewall: Firewall
 ) -> None:
     with world.host.inside():
-        firewall.forget(BOX, "v2", "fd30::2")
-        firewall.allow("172.30.0.9", "v2")
+        firewall.forget(netns.BOX)
+        firewall.allow(replace(netns.BOX, address="172.30.0.9"))
     with world.other.datagrams(port=7107) as other:
         send_as(world.box, BOX, OTHER, 7107)
         assert not arrives(other)

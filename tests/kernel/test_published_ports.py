@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import netns
 from dockpy.errors import Conflict
 from dockpy.network.entries import Bridge
 from dockpy.network.firewall import Firewall
@@ -35,9 +36,7 @@ def opened(world: World) -> Iterator[Firewall]:
         ):
             firewall.attach(bridge)
             firewall.accept_loopback(bridge.name)
-        firewall.allow(BOX, "v2", BOX6)
-        firewall.allow("172.30.0.3", "v3", "fd30::3")
-        firewall.allow("172.31.0.2", "w2")
+        firewall.allow(netns.BOX, netns.OTHER, netns.FAR)
     yield firewall
     firewall.close(remove=True)
 
@@ -211,7 +210,7 @@ def test_connections_go_on_when_the_engine_is_killed_and_the_next_one_adopts_the
             assert there.recv(1) == b"2"
             assert world.lan.source_at(server, "10.9.0.1", 8080) == "10.9.0.2"
             published(firewall)
-            firewall.allow(BOX, "v2", BOX6)
+            firewall.allow(netns.BOX)
             firewall.attach(Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"))
             assert firewall.settle() > 0  # the other cables and the other bridge
             client.sendall(b"3")

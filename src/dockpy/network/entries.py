@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dockpy.network import rules
+from dockpy.network import cablerules, rules
 from dockpy.network.nft import INTERVAL_END, Element, Family, concatenated, interface
 from dockpy.network.ports import PROTOCOLS, Published
 
@@ -40,6 +40,23 @@ class Bridge:
     subnet6: str = ""
     internal: bool = False
     masquerade: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cable:
+    """A container's cable: its host end's name, and the other end's addresses.
+
+    `hardware` as in `02:42:ac:1e:00:02`; an IP address is "" for none of that version.
+    """
+
+    interface: str
+    hardware: str
+    address: str
+    address6: str = ""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.address, self.address6)))
 
 
 def packed(address: str) -> bytes:
@@ -90,18 +107,20 @@ def of_range(name: str, network: _Network) -> list[Entry]:
     return found
 
 
-def of_cable(interface_name: str, addresses: Sequence[str]) -> list[Entry]:
+def of_cable(cable: Cable) -> list[Entry]:
     """The host end of a container's cable, and what may come from it."""
-    name = interface(interface_name)
+    name = interface(cable.interface)
     found = [
         Entry(
             Family.BRIDGE,
-            rules.members(spoken(address)),
+            cablerules.members(spoken(address)),
             Element(concatenated(name, packed(address))),
         )
-        for address in addresses
+        for address in cable.addresses
     ]
-    return [*found, Entry(Family.BRIDGE, rules.PORTS, Element(name))]
+    card = concatenated(name, bytes.fromhex(cable.hardware.replace(":", "")))
+    found.append(Entry(Family.BRIDGE, cablerules.CARDS, Element(card)))
+    return [*found, Entry(Family.BRIDGE, cablerules.PORTS, Element(name))]
 
 
 def of_ports(published: Iterable[Published], addresses: Sequence[str]) -> list[Entry]:

@@ -8,9 +8,10 @@ be installed is an error for the one who asked, so that the start fails.
     firewall.open()                        at the engine's start
     firewall.attach(Bridge("dockpy0", "172.30.0.0/16"))        then make the bridge
     firewall.accept_loopback("dockpy0")                        then this
-    firewall.allow("172.30.0.2", "veth1"); firewall.publish("172.30.0.2", ports, owner)
+    firewall.allow(cable := Cable("veth1", "02:42:ac:1e:00:02", "172.30.0.2"))
+    firewall.publish("172.30.0.2", ports, owner)
     firewall.settle()                      once all that survived was allowed and published again
-    firewall.withdraw(owner); firewall.forget("172.30.0.2", "veth1")
+    firewall.withdraw(owner); firewall.forget(cable)
 
 The tables outlive the engine: a killed daemon's published ports go on, and the next one adopts
 them. One thread waits for changes somebody else makes and puts back what is missing.
@@ -29,7 +30,7 @@ from pathlib import Path
 
 from dockpy.errors import Conflict, KernelError
 from dockpy.network import conntrack, entries, forwarding, rules
-from dockpy.network.entries import Bridge, Entry
+from dockpy.network.entries import Bridge, Cable, Entry
 from dockpy.network.foreign import Room
 from dockpy.network.loopback import accept_loopback6
 from dockpy.network.nfnetlink import Monitor, Netfilter, News
@@ -205,25 +206,26 @@ class Firewall:
 
     # -- containers ----------------------------------------------------------------------------
 
-    def allow(self, address: str, interface: str, address6: str = "") -> None:
-        """From now on that host end of a cable may carry those addresses and no others."""
+    def allow(self, *cables: Cable) -> None:
+        """From now on those cables may carry their addresses and no others: one transaction."""
         with self._lock:
-            addresses = _addresses(address, address6)
-            self._ended.difference_update(map(entries.packed, addresses))
-            self._open_tables().add(
-                entries.of_cable(interface, addresses), f"guard the cable {interface}"
-            )
+            for one in cables:
+                self._ended.difference_update(map(entries.packed, one.addresses))
+            wanted = [entry for one in cables for entry in entries.of_cable(one)]
+            names = ", ".join(one.interface for one in cables)
+            self._open_tables().add(wanted, f"guard the cable {names}")
 
-    def forget(self, address: str, interface: str, address6: str = "") -> None:
-        """Take that back, once the cable is gone. Connections of the addresses are forgotten
+    def forget(self, *cables: Cable) -> None:
+        """Take that back, once the cables are gone. Connections of the addresses are forgotten
         soon after."""
         with self._lock:
-            addresses = _addresses(address, address6)
-            self._open_tables().remove(entries.of_cable(interface, addresses))
+            gone = [entry for one in cables for entry in entries.of_cable(one)]
+            self._open_tables().remove(gone)
             if not self._ended and self._monitor is not None:
                 self._sweep_at = time.monotonic() + SWEEP_DELAY
                 self._monitor.wake()
-            self._ended.update(map(entries.packed, addresses))
+            for one in cables:
+                self._ended.update(map(entries.packed, one.addresses))
 
     def publish(
         self, address: str, mappings: Sequence[Published], owner: str, address6: str = ""

@@ -35,7 +35,7 @@ from dockpy.network.addresses import (
 )
 from dockpy.network.bridges import has_link, links_on, make_bridge, remove_bridge, taken_ranges
 from dockpy.network.cables import Layer
-from dockpy.network.entries import Bridge
+from dockpy.network.entries import Bridge, Cable
 from dockpy.network.firewall import Firewall
 from dockpy.network.live import LiveNetwork
 from dockpy.network.naming import LeaseNames
@@ -256,7 +256,7 @@ class NetworkManager:
             network = self.store.get(endpoint.network)
             live = self._live_network(network, adopted=True)
             live.adopt(endpoint)
-            self.firewall.allow(endpoint.address, endpoint.cable, endpoint.address6)
+            self.firewall.allow(cable_of(endpoint))
         if lease.published:
             first = lease.endpoints[0]
             ipv6 = bool(first.address6)
@@ -532,7 +532,7 @@ class NetworkManager:
         before it is there."""
         endpoint = live.place(wish, f"eth{number}", number + 2)
         try:
-            self.firewall.allow(endpoint.address, endpoint.cable, endpoint.address6)
+            self.firewall.allow(cable_of(endpoint))
             self._layer.lay(
                 endpoint,
                 namespace,
@@ -548,7 +548,7 @@ class NetworkManager:
 
     def _release(self, endpoint: Endpoint) -> None:
         live = self._live.get(endpoint.network)
-        self.firewall.forget(endpoint.address, endpoint.cable, endpoint.address6)
+        self.firewall.forget(cable_of(endpoint))
         if live is not None:
             self._layer.forget(endpoint, live.master(endpoint))
             live.release(endpoint)
@@ -571,6 +571,11 @@ class NetworkManager:
         """How the bridges of users' networks begin; with six digits and a segment's number it
         stays below the 15 bytes of a link's name."""
         return "dpy-"
+
+
+def cable_of(endpoint: Endpoint) -> Cable:
+    """What the firewall is told of it."""
+    return Cable(endpoint.cable, endpoint.hardware, endpoint.address, endpoint.address6)
 
 
 def namespace_of(pid: int, container: str) -> int:

@@ -58,12 +58,13 @@ class Hook(IntEnum):
 class Type(IntEnum):
     """nft's numbers of data types."""
 
-    ADDRESS4, ADDRESS6, PROTOCOL, SERVICE, INTERFACE = 7, 8, 12, 13, 41
+    ADDRESS4, ADDRESS6, HARDWARE, PROTOCOL, SERVICE, INTERFACE = 7, 8, 9, 12, 13, 41
 
 
 WIDTH = {
     Type.ADDRESS4: 4,
     Type.ADDRESS6: 16,
+    Type.HARDWARE: 6,
     Type.PROTOCOL: 1,
     Type.SERVICE: 2,
     Type.INTERFACE: 16,

@@ -1,4 +1,4 @@
-"""The engine's two tables as values: what is published, who may talk to whom, what is refused.
+"""The engine's table for packets as values: what is published, who may talk to whom, and what not.
 
 Pure. All that varies is in sets and maps, so a start changes elements and never a rule, and a
 packet meets the same few rules whether one port is published or a thousand.
@@ -11,9 +11,8 @@ The inet table, by the order in which a packet meets it:
     forward    forward, filter      who may reach whom
     leave      postrouting, srcnat  masquerade where an answer could not find back
 
-The bridge table has `guard` alone: a container's end of the cable may carry the container's
-addresses only. Docker's and iptables' rules are in tables of their own; all tables judge every
-packet, and each may drop it.
+The bridges' table is in `cablerules`. Docker's and iptables' rules are in tables of their own; all
+tables judge every packet, and each may drop it.
 
 Why each part is as it is: docs/network-firewall.md and docs/decisions/0012.
 """
@@ -53,10 +52,8 @@ from dockpy.network.nft import Chain, Family, Hook, Set, Table, Type, interface
 
 Rule = tuple[bytes, ...]
 
-RAW, BRIDGE_RAW, FILTER, DSTNAT, SRCNAT = -300, -300, 0, -100, 100
+RAW, FILTER, DSTNAT, SRCNAT = -300, 0, -100, 100
 IPV4, IPV6 = Family.IPV4, Family.IPV6
-ARP, ICMPV6 = 0x0806, 58
-ROUTER_ADVERTISEMENT, NEIGHBOUR_SOLICITATION = 134, 135
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +101,6 @@ TOGETHER = "together"
 """Pairs of bridges whose containers may talk: a bridge and itself."""
 LOOPBACK = "loopback4"
 """The keys of `at4` with an address of 127.0.0.0/8."""
-PORTS = "ports"
-"""Host ends of containers' cables."""
 
 
 def any_map(protocol: Protocol) -> str:
@@ -138,11 +133,6 @@ def homes(protocol: Protocol) -> str:
     return f"homes{protocol.suffix}"
 
 
-def members(protocol: Protocol) -> str:
-    """Host end of a cable . address that may come from it."""
-    return f"members{protocol.suffix}"
-
-
 def inet_sets() -> tuple[Set, ...]:
     made = [
         Set(BRIDGES, (Type.INTERFACE,)),
@@ -161,13 +151,6 @@ def inet_sets() -> tuple[Set, ...]:
             Set(at_map(one), (one.kind, Type.PROTOCOL, Type.SERVICE), value),
         ]
     return tuple(made)
-
-
-def bridge_sets() -> tuple[Set, ...]:
-    return (
-        Set(PORTS, (Type.INTERFACE,)),
-        *(Set(members(one), (Type.INTERFACE, one.kind)) for one in PROTOCOLS),
-    )
 
 
 # -- rules -------------------------------------------------------------------------------------
@@ -346,64 +329,6 @@ def leave(loopback6: bool) -> tuple[Rule, ...]:
     return tuple(made)
 
 
-def cable_guard() -> tuple[Rule, ...]:
-    """What a container may put on its cable: IPv4 and ARP with its own address, IPv6 with its own
-    or a link-local one; neighbour discovery while it has none; never the part of a router."""
-
-    def spoken(ether_type: int) -> tuple[bytes, ...]:
-        return meta(Meta.PROTOCOL), equal(ether_type.to_bytes(2, "big"))
-
-    def own(ether_type: int, offset: int, protocol: Protocol) -> Rule:
-        """An address at that offset belongs to the cable; the name comes first in the key."""
-        return (
-            *spoken(ether_type),
-            meta(Meta.IIFNAME),
-            payload(Base.NETWORK, offset, protocol.length, QUARTER + 4),
-            within(members(protocol)),
-            verdict(ACCEPT),
-        )
-
-    def icmp(kind: int) -> tuple[bytes, ...]:
-        # ICMPv6 right behind the fixed header, as neighbour discovery must be sent.
-        return (
-            *spoken(V6.ether_type),
-            payload(Base.NETWORK, 6, 1),
-            equal(bytes([ICMPV6])),
-            payload(Base.NETWORK, 40, 1),
-            equal(bytes([kind])),
-        )
-
-    return (
-        (meta(Meta.IIFNAME), outside(PORTS), verdict(ACCEPT)),
-        own(V4.ether_type, V4.source, V4),
-        own(ARP, 14, V4),
-        (*icmp(ROUTER_ADVERTISEMENT), counter(), verdict(DROP)),
-        own(V6.ether_type, V6.source, V6),
-        (
-            *spoken(V6.ether_type),
-            payload(Base.NETWORK, V6.source, 2),
-            masked(b"\xff\xc0"),
-            equal(b"\xfe\x80"),
-            verdict(ACCEPT),
-        ),
-        (
-            *icmp(NEIGHBOUR_SOLICITATION),
-            V6.load_source(),
-            equal(bytes(16)),
-            verdict(ACCEPT),
-        ),
-        (
-            *spoken(V6.ether_type),
-            payload(Base.NETWORK, 6, 1),
-            equal(b"\0"),
-            V6.load_source(),
-            equal(bytes(16)),
-            verdict(ACCEPT),
-        ),
-        (counter(), verdict(DROP)),
-    )
-
-
 # -- the tables --------------------------------------------------------------------------------
 
 
@@ -418,9 +343,3 @@ def inet_table(name: str, *, loopback6: bool) -> Table:
         Chain("leave", "nat", Hook.POSTROUTING, SRCNAT, leave(loopback6)),
     )
     return Table(Family.INET, name, inet_sets(), chains)
-
-
-def bridge_table(name: str) -> Table:
-    """The engine's table for frames on bridges."""
-    chains = (Chain("guard", "filter", Hook.PREROUTING, BRIDGE_RAW, cable_guard()),)
-    return Table(Family.BRIDGE, name, bridge_sets(), chains)

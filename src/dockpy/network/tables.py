@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from dockpy.errors import Conflict, KernelError
-from dockpy.network import nft, rules
+from dockpy.network import cablerules, nft, rules
 from dockpy.network.entries import Entry
 from dockpy.network.nfnetlink import Netfilter, attribute_list, attributes
 from dockpy.network.nft import Element, Family, Kind
@@ -30,7 +30,7 @@ class Tables:
     def __init__(self, netfilter: Netfilter, name: str, *, loopback6: bool) -> None:
         self._netfilter = netfilter
         self._name = name
-        self._tables = [rules.inet_table(name, loopback6=loopback6), rules.bridge_table(name)]
+        self._tables = [rules.inet_table(name, loopback6=loopback6), cablerules.bridge_table(name)]
         self._wanted: dict[Place, Element] = {}
         self._unclaimed: set[Place] = set()
         self._made: dict[Family, object] = {}
