@@ -32,7 +32,7 @@ def kept(path: Path, **ratios: float) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("ratio", "code"), [(1.99, 0), (2.01, 1)])
+@pytest.mark.parametrize(("ratio", "code"), [(2.99, 0), (3.01, 1)])
 def test_only_a_ratio_beyond_the_bound_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: float, code: int
 ) -> None:
