@@ -50,14 +50,26 @@ class Found:
 
 
 class Loading:
-    """One start-up's reading. The first looks are taken at once, in the background."""
+    """One start-up's reading. It looks at the disk from now on, in the background.
 
-    def __init__(self, root: Path, run: Path, trash: Trash, warn: Callable[[str], None]) -> None:
+    `after`: the index whose records are wanted first. `warn` gets one line for each torn record.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        run: Path,
+        trash: Trash,
+        warn: Callable[[str], None],
+        after: RecordIndex | None = None,
+    ) -> None:
         self._directory = root / "containers"
         self._disposable = run / "containers"
         self._trash = trash
         self._warn = warn
-        self._index = RecordIndex(root / "containers.index", self._directory, _FILES, _CONTENTS)
+        self._index = RecordIndex(
+            root / "containers.index", self._directory, _FILES, _CONTENTS, after
+        )
 
     def containers(self) -> Iterator[Found]:
         """Every container, by id. Torn records are told and set aside, leftovers removed."""

@@ -40,7 +40,7 @@ from dockpy.errors import (
     RequestError,
 )
 from dockpy.execution import Execution
-from dockpy.graph import Graph
+from dockpy.graph import Graph, image_index
 from dockpy.image_archive.loading import Loaded, load
 from dockpy.image_archive.saving import Selected, save
 from dockpy.janitor import Janitor
@@ -155,8 +155,9 @@ class Runtime:
             undo.callback(self._flusher.close)
             self._trash = Trash(self.root)
             undo.callback(self._trash.close)
-            loading = Loading(self.root, self.run, self._trash, self._warn)
-            self.graph = Graph(self.root, self._flusher, self._trash)
+            images = image_index(self.root)
+            loading = Loading(self.root, self.run, self._trash, self._warn, images)
+            self.graph = Graph(self.root, self._flusher, self._trash, images)
             undo.callback(self.graph.close)
             self.tags = TagStore(self.root, self.graph, self._flusher)
             self.registries = Registries(
