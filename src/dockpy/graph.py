@@ -39,10 +39,11 @@ from dockpy.errors import (
     TornRecord,
 )
 from dockpy.image_config import HistoryEntry, ImageConfig, chain_ids
+from dockpy.index import Entry, RecordIndex
 from dockpy.layers import Finding, Layer, LayerStore, StagedLayer, unfinished
 from dockpy.model import Config, Image
 from dockpy.packing import Packed
-from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.records import TEMPORARY, Flusher, Trash, set_aside, write
 from dockpy.settings import from_json, to_json
 from dockpy.truncindex import TruncIndex
 
@@ -50,6 +51,7 @@ __all__ = ["Finding", "Graph", "Layer", "StagedLayer"]
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
+_FILES = ("meta.json", "json")  # what an image depends on
 
 
 class Graph:
@@ -66,17 +68,35 @@ class Graph:
         self._images: dict[str, Image] = {}
         self._torn: dict[Path, StoreError] = {}
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in os.listdir(self._directory):
-            if not _ID.fullmatch(name):
+        self._records = RecordIndex(root / "images.index", self._directory, _FILES, _FILES[:1])
+        for entry in self._records.entries():
+            if not _ID.fullmatch(entry.name):
                 continue
             try:
-                image = _load(f"{self._directory}/{name}")
+                self._images[entry.name] = self._load(entry)
             except StoreError as torn:
-                self._torn[self._directory / name] = torn
-            else:
-                self._images[name] = image
+                self._torn[self._directory / entry.name] = torn
         self._layers.hold(one for image in self._images.values() for one in image.layers)
         self._index = TruncIndex("image", self._images)
+
+    def _load(self, entry: Entry) -> Image:
+        """An image as the index or its records tell it. TornRecord names the file at fault."""
+        if entry.values is not None:
+            try:
+                image = _from_summary(entry.name, entry.values)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                entry = entry._replace(values=None)  # the record will tell what is wrong
+            else:
+                self._records.keep(entry, entry.values)
+                return image
+        image, meta = _read(f"{self._directory}/{entry.name}", entry)
+        if meta is not None:
+            self._records.keep(entry, meta)
+        return image
+
+    def save_index(self) -> bool:
+        """Write down what the next start-up need not read again; blocks. False: no need for it."""
+        return self._records.save(self._flusher)
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -419,18 +439,18 @@ def _configuration(directory: str) -> bytes:
     return data
 
 
-def _load(directory: str) -> Image:
-    """Read an image back. TornRecord names the file at fault."""
+def _read(directory: str, entry: Entry) -> tuple[Image, dict[str, Any] | None]:
+    """Read an image back, and the summary if there is one. TornRecord names the file at fault."""
     path = f"{directory}/meta.json"
     try:
-        meta = read_json(path)
+        meta = entry.read_json(0, path)
         document = meta.get("document")
         path = f"{directory}/json"
-        if os.stat(path).st_size != document:  # torn, or from before there were summaries
+        if entry.sights[1].size != document:  # torn, or from before there were summaries
             parsed = image_config.parse(_configuration(directory), history=False)
-            return _image(os.path.basename(directory), parsed, meta)
+            return _image(os.path.basename(directory), parsed, meta), None
         path = f"{directory}/meta.json"
-        return _from_summary(os.path.basename(directory), meta)
+        return _from_summary(os.path.basename(directory), meta), meta
     except FileNotFoundError as missing:
         raise TornRecord(path, "is missing") from missing
     except (BadArchive, AttributeError, KeyError, TypeError, ValueError) as reason:

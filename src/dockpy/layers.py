@@ -34,9 +34,11 @@ from typing import BinaryIO
 import zstandard
 
 from dockpy import archive, packing, skeleton
+from dockpy._look import look
 from dockpy.compression import HEAD_SIZE, Compression, decoder, detect
 from dockpy.errors import BadArchive, DockpyError, KernelError, StoreError, TornRecord
 from dockpy.image_config import chain_id
+from dockpy.index import Sight, unpack
 from dockpy.packing import Packed
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.unpacking import DIFF, PACKED, SKELETON, WORK, Unpacking
@@ -372,10 +374,13 @@ class LayerStore:
 
         Temporary directories go to the trash, and so do layers that nobody holds, unless `keep`.
         """
-        for name in sorted(os.listdir(self.directory)):
+        names = sorted(os.listdir(self.directory))
+        with opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
+            found = look(directory, [os.fsencode(one) for one in names], [os.fsencode(META)])
+        for name, packed in zip(names, found, strict=True):
             path = f"{self.directory}/{name}"
             if name in self._holds:
-                yield from _check_meta(path)
+                yield from _check_meta(path, unpack(packed)[0])
             elif name.startswith(TEMPORARY):
                 if name.startswith(WORK):
                     self._unpacking.mend(name)
@@ -390,23 +395,23 @@ class LayerStore:
 
     def missing(self) -> set[str]:
         """Layers that somebody holds and that are not here. Packed ones are unpacked soon."""
-        place = str(self.directory)
-        away = {chain for chain in self._holds if not os.path.isdir(f"{place}/{chain}/{DIFF}")}
+        held = list(self._holds)
+        with opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
+            found = look(directory, [os.fsencode(one) for one in held], [os.fsencode(f"{DIFF}/.")])
+        seen = zip(held, found, strict=True)
+        away = {chain for chain, tree in seen if not unpack(tree)[0].exists}
         packed = {chain for chain in away if self._unpacking.is_packed(chain)}
         self.unpack_soon(sorted(packed))
         return away - packed
 
 
-def _check_meta(path: str) -> Iterator[Finding]:
+def _check_meta(path: str, meta: Sight) -> Iterator[Finding]:
     # An empty file is what a power cut leaves; others are read, and checked, when they are used.
-    try:
-        empty = not os.stat(f"{path}/{META}").st_size
-    except FileNotFoundError:
+    if not meta.exists:
         yield Finding(Path(path), f"has no {META}; pull or load its images again")
-    else:
-        if empty:
-            again = "is empty; remove its images and pull or load them again"
-            yield Finding(Path(path, META), again)
+    elif not meta.size:
+        again = "is empty; remove its images and pull or load them again"
+        yield Finding(Path(path, META), again)
 
 
 def _placed(staged: StagedLayer, parent: str) -> Layer:

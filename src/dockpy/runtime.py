@@ -7,7 +7,6 @@ import errno
 import fcntl
 import gc
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -17,7 +16,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
@@ -39,26 +38,26 @@ from dockpy.errors import (
     NoSuchContainer,
     NotFound,
     RequestError,
-    TornRecord,
 )
 from dockpy.execution import Execution
 from dockpy.graph import Graph
 from dockpy.image_archive.loading import Loaded, load
 from dockpy.image_archive.saving import Selected, save
 from dockpy.janitor import Janitor
+from dockpy.loading import WRITTEN, Loading, encode_record, encode_state
 from dockpy.model import DEFAULT_TAG, VERSION, Config, Exec, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
 from dockpy.network.manager import Connection, NetworkManager
 from dockpy.network.portalloc import PortInUse
 from dockpy.network.values import Lease, Network, NetworkSettings, Owner, Wish
-from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.records import TEMPORARY, Flusher, Trash, write
 from dockpy.references import parse
 from dockpy.registry import settings as registry_settings
 from dockpy.registry.names import resolve
 from dockpy.registry.service import Registries
 from dockpy.seccomp import FilterCache
-from dockpy.settings import command, from_json, merge, merge_environment, to_json
+from dockpy.settings import command, merge, merge_environment
 from dockpy.spawn import Network as Namespace
 from dockpy.supervision import Attachment, Run, Streams, Supervision
 from dockpy.supervisor import CONTAINERS
@@ -80,10 +79,6 @@ BACKLOG = 64
 REMEMBERED = 1000
 """Removed containers whose exit codes are kept, in the run directory's file `gone`."""
 GONE = "gone"
-WRITTEN = "written"
-"""In a container's directory while files are copied into it and it does not run."""
-LOST_WITH_HOST = 255
-"""Exit code of a container that ran when the host went down: nobody saw its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +155,7 @@ class Runtime:
             undo.callback(self._flusher.close)
             self._trash = Trash(self.root)
             undo.callback(self._trash.close)
+            loading = Loading(self.root, self.run, self._trash, self._warn)
             self.graph = Graph(self.root, self._flusher, self._trash)
             undo.callback(self.graph.close)
             self.tags = TagStore(self.root, self.graph, self._flusher)
@@ -200,10 +196,11 @@ class Runtime:
             undo.callback(self._assembler.close)
             self._trash.sweep()
             self._check_images()
-            self._load()
+            self._load(loading)
             self._load_gone()
             self._reconcile()
             self._supervision.open()
+            self._janitor.put(lambda: self._save_indexes(loading))
             self._closing = undo.pop_all()
 
     def __enter__(self) -> Runtime:
@@ -803,16 +800,7 @@ class Runtime:
 
     def _write_record(self, record: Record) -> None:
         path = self._record_path(record)
-        data = json.dumps(
-            {
-                "id": record.id,
-                "name": record.name,
-                "created": record.created,
-                "image": record.image_id,
-                "image_name": record.image_name,
-                "config": to_json(record.config),
-            }
-        ).encode()
+        data = encode_record(record)
         if record.config.auto_remove:
             os.mkdir(path.parent, 0o700)
             write(path, data)
@@ -820,9 +808,8 @@ class Runtime:
             write(path, data, self._flusher)
 
     def _write_state(self, record: Record, state: State) -> None:
-        values = asdict(state) | {"status": state.status.value}
         path = self.root / "containers" / record.id / "state.json"
-        write(path, json.dumps(values).encode(), self._flusher)
+        write(path, encode_state(state), self._flusher)
 
     def _discard(self, record: Record) -> None:
         self.networks.store.forget(record.id)
@@ -847,40 +834,23 @@ class Runtime:
             else:
                 self._warn(str(finding))
 
-    def _load(self) -> None:
-        """Read every container's record; torn ones are named and set aside."""
-        # Texts, not paths, and one look into each directory: there may be ten thousand.
-        containers = f"{self.root}/containers"
-        disposable = set(os.listdir(self.run / "containers"))
-        for name in sorted(os.listdir(containers)):
-            directory = f"{containers}/{name}"
-            try:
-                found = os.listdir(directory)
-            except NotADirectoryError:
-                continue  # not ours
-            path = f"{directory}/config.json"
-            if "config.json" not in found:
-                path = f"{self.run}/containers/{name}/config.json"
-                if name not in disposable or not os.path.exists(path):
-                    if not any(one.startswith("config.json.") for one in found):
-                        self._trash.discard(Path(directory))  # a create that never finished
-                    continue
-            try:
-                record = parse_record(path, name)
-            except TornRecord as torn:
-                self._warn(f"{torn}; set aside as {set_aside(Path(path)).name}")
-                continue
-            for one in found:
-                if one.startswith(TEMPORARY):
-                    os.unlink(f"{directory}/{one}")
-            marked = WRITTEN in found
-            state = self._last_state(name, directory, written="state.json" in found, marked=marked)
-            if marked:
-                self._unmark(record, state)
-            self._containers[name] = Container(self, record, state)
-            self._ids.add(name)
-        for name in disposable - self._containers.keys():
+    def _load(self, loading: Loading) -> None:
+        """Take in every container that has a record."""
+        for found in loading.containers():
+            record = found.record
+            if found.before is not None:
+                self._before_mount[record.id] = found.before
+            if found.marked:
+                self._unmark(record, found.state)
+            self._containers[record.id] = Container(self, record, found.state)
+        self._ids = TruncIndex("container", self._containers)
+        for name in set(os.listdir(self.run / "containers")) - self._containers.keys():
             remove_files(self.run / "containers" / name, keep=())
+
+    def _save_indexes(self, loading: Loading) -> None:
+        """For the next start-up: what this one had to read from many records."""
+        self.graph.save_index()
+        loading.save_index(self._flusher)
 
     def _unmark(self, record: Record, state: State | None) -> None:
         """Take the mark away; before that make the state newer than the mount that was no start.
@@ -896,34 +866,6 @@ class Runtime:
             return
         self._marked.discard(record.id)
         os.unlink(f"{self.root}/containers/{record.id}/{WRITTEN}")
-
-    def _last_state(self, identifier: str, directory: str, *, written: bool, marked: bool) -> State:
-        path = f"{directory}/state.json"
-        state, written_at = State(), 0
-        try:
-            if written:
-                written_at = os.stat(path).st_mtime_ns
-                values = read_json(path)
-                state = State(**(values | {"status": Status(values["status"])}))
-        except (TornRecord, OSError, TypeError, ValueError, KeyError) as error:
-            self._warn(f"{path}: {error}; set aside as {set_aside(Path(path)).name}")
-            state, written_at = State(), 0
-        try:
-            # The kernel makes this directory when the root is mounted, that is at each start.
-            mounted_at = os.stat(f"{directory}/work/work").st_mtime_ns
-        except FileNotFoundError:
-            return state
-        if (marked or mounted_at <= written_at) and state.status is not Status.RUNNING:
-            return state
-        # It was started after that, and no record saw its end: a supervisor may have.
-        self._before_mount[identifier] = state
-        return State(
-            status=Status.EXITED,
-            exit_code=LOST_WITH_HOST,
-            error="it ran when the host went down; nobody saw its end",
-            started_at=mounted_at / 1e9,
-            finished_at=mounted_at / 1e9,
-        )
 
     def _reconcile(self) -> None:
         """Bring records, supervisors and the kernel's leftovers together."""
@@ -1025,13 +967,17 @@ class Runtime:
 def no_collection() -> Iterator[None]:
     """Nobody looks for garbage meanwhile, in the whole process.
 
-    Among 10,000 records that are read in, the search takes as long as the reading.
+    Among 10,000 records that are read in, the search takes as long as the reading. What was made
+    meanwhile counts as old at the end, or the first search afterwards would go through all of it.
     """
     before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if before and not gc.get_freeze_count():
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
         if before:
             gc.enable()
 
@@ -1040,24 +986,6 @@ def is_id(text: str) -> bool:
     """Whether a text is a whole image id, which no name can be."""
     digits = text.removeprefix("sha256:")
     return len(digits) == 64 and not set(digits) - set("0123456789abcdef")
-
-
-def parse_record(path: str, identifier: str) -> Record:
-    """The record of container `identifier`; TornRecord names the file when it is not one."""
-    try:
-        values = read_json(path)
-        if values["id"] != identifier:
-            raise TornRecord(str(path), f"is the record of another container, {values['id']!r}")
-        return Record(
-            values["id"],
-            values["name"],
-            float(values["created"]),
-            from_json(values["config"]),
-            values["image"],
-            values["image_name"],
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise TornRecord(str(path), f"not a container's record ({error!r})") from error
 
 
 def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:

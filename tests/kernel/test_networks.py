@@ -171,7 +171,7 @@ def test_a_network_larger_than_a_bridge_goes_on_in_a_second_one(runtime: Runtime
         with running(
             runtime, "sh", "-c", ANSWER, network_mode="wide", ip_address=far_address, hostname="far"
         ):
-            assert {f"{network.bridge}", f"{network.bridge}.1"} <= links()
+            assert {f"{network.bridge}", f"{network.bridge}.4"} <= links()
             near_address = address_of(runtime, near)
             assert ask(far_address, 80) == "hello from far"
             script = talk(far_address)
