@@ -33,7 +33,8 @@ def opened(world: World) -> Iterator[Firewall]:
     firewall.close(remove=True)
     for program in ("iptables-nft", "ip6tables-nft"):
         world.host.run(program, "-P", "FORWARD", "ACCEPT")
-        world.host.run(program, "-F", "FORWARD")
+        world.host.run(program, "-F")
+        world.host.run(program, "-X")
 
 
 def drop_by_default(world: World) -> None:
@@ -99,6 +100,44 @@ def test_our_rules_go_with_the_bridge(world: World, firewall: Firewall) -> None:
     with world.host.inside():
         firewall.detach(Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"))
     assert rules(world) == []
+
+
+@pytest.mark.parametrize("chain", ["FORWARD", "DOCKER-USER"])
+def test_what_others_refuse_by_a_rule_stays_refused(
+    world: World, firewall: Firewall, chain: str
+) -> None:
+    if chain != "FORWARD":
+        world.host.run("iptables-nft", "-N", chain)
+        world.host.run("iptables-nft", "-A", "FORWARD", "-j", chain)
+    world.host.run("iptables-nft", "-A", chain, "-d", "10.9.0.2", "-j", "DROP")
+    drop_by_default(world)
+    assert soon(lambda: len([line for line in rules(world) if "dockpy0" in line]) == 2)
+    with world.lan.listen(7004, "::"):
+        assert not world.box.reaches("10.9.0.2", 7004)
+        assert soon(lambda: world.box.reaches("fd09::2", 7004))
+
+
+def test_what_only_a_default_kept_from_our_containers_stays_kept(
+    world: World, firewall: Firewall
+) -> None:
+    """As Docker did before version 27: rules that accept, and the default for everything else."""
+    for words in ("-o dockpy1 -p tcp --dport 7006", "-i dockpy1 ! -o dockpy1"):
+        world.host.run("iptables-nft", "-A", "FORWARD", *words.split(), "-j", "ACCEPT")
+    with world.far.listen(7005, "0.0.0.0"):
+        assert world.box.reaches("172.31.0.2", 7005)
+        drop_by_default(world)
+        assert soon(lambda: any("-i dockpy0" in line for line in rules(world)))
+        assert not world.box.reaches("172.31.0.2", 7005)
+        with world.lan.listen(7005, "0.0.0.0"):
+            assert world.box.reaches("10.9.0.2", 7005)
+        # What the other engine publishes is its to judge.
+        with world.far.listen(7006, "0.0.0.0"):
+            nat = "-d 10.9.0.1 -p tcp --dport 7007 -j DNAT --to-destination 172.31.0.2:7006"
+            world.host.run("iptables-nft", "-t", "nat", "-A", "PREROUTING", *nat.split())
+            try:
+                assert world.box.reaches("10.9.0.1", 7007)
+            finally:
+                world.host.run("iptables-nft", "-t", "nat", "-F")
 
 
 def test_rules_of_others_are_not_touched(world: World, firewall: Firewall) -> None:

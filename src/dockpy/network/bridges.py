@@ -85,6 +85,25 @@ def links_on(names: Iterable[str]) -> dict[str, int]:
         return {name: len(_ports(ip, name)) for name in names if ip.link_lookup(ifname=name)}
 
 
+def inner_bridges(names: Iterable[str]) -> set[str]:
+    """Those that are bridges which connect containers or machines of this host with each other:
+    none of their links leads elsewhere."""
+    found = set()
+    with _route() as ip:
+        for name in names:
+            links = [ip.get_links(index)[0] for index in ip.link_lookup(ifname=name)]
+            bridge = bool(links) and _kind(links[0]) == "bridge"
+            if bridge and all(_kind(port) in ("veth", "tun") for port in _ports(ip, name)):
+                found.add(name)
+    return found
+
+
+def _kind(link: Any) -> str:
+    """What made the link; "" for a card."""
+    info = link.get_attr("IFLA_LINKINFO")
+    return "" if info is None else str(info.get_attr("IFLA_INFO_KIND"))
+
+
 def _route() -> Any:
     from pyroute2.iproute.linux import IPRoute
 
@@ -97,8 +116,7 @@ def _found(ip: Any, name: str) -> int | None:
     if not indexes:
         return None
     link = ip.get_links(indexes[0])[0]
-    info = link.get_attr("IFLA_LINKINFO")
-    if info is None or info.get_attr("IFLA_INFO_KIND") != "bridge":
+    if _kind(link) != "bridge":
         raise Conflict(f"{name} is a network link of another kind; choose another --bridge")
     return int(indexes[0])
 

@@ -96,6 +96,11 @@ def of_pair(first: str, second: str) -> list[Entry]:
     return [Entry(Family.INET, rules.TOGETHER, Element(key)) for key in (one + other, other + one)]
 
 
+def of_others(names: Iterable[str]) -> list[Entry]:
+    """Bridges of other engines that are not to be reached."""
+    return [Entry(Family.INET, rules.OTHERS, Element(interface(name))) for name in names]
+
+
 def of_range(name: str, network: _Network) -> list[Entry]:
     """A range in a plain interval set: where it begins, and where the next one may."""
     found = [Entry(Family.INET, name, Element(network.network_address.packed))]

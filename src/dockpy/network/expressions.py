@@ -86,13 +86,13 @@ def masked(mask: bytes, register: int = REGISTER) -> bytes:
     )
 
 
-def connection(key: Ct, bits: int) -> tuple[bytes, ...]:
-    """Any of those bits is set in the connection's state or status (host byte order)."""
+def connection(key: Ct, bits: int, *, any_of: bool = True) -> tuple[bytes, ...]:
+    """Any of those bits is set in the connection's state or status, or none of them is."""
     mask = bits.to_bytes(4, sys.byteorder)
     return (
         expression("ct", u32(2, key), u32(1, REGISTER)),
         masked(mask),
-        different(bytes(4)),
+        different(bytes(4)) if any_of else equal(bytes(4)),
     )
 
 

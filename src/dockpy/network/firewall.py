@@ -30,6 +30,7 @@ from pathlib import Path
 
 from dockpy.errors import Conflict, KernelError
 from dockpy.network import conntrack, entries, forwarding, rules
+from dockpy.network.bridges import inner_bridges
 from dockpy.network.entries import Bridge, Cable, Entry
 from dockpy.network.foreign import Room
 from dockpy.network.loopback import accept_loopback6
@@ -271,15 +272,27 @@ class Firewall:
 
     def _bridges(self) -> set[str]:
         """Names of the engine's bridges."""
+        return self._names(rules.BRIDGES)
+
+    def _names(self, where: str) -> set[str]:
+        """Interfaces in a set of interfaces."""
         return {
             entry.element.key.rstrip(b"\0").decode()
             for entry in self._open_tables().entries()
-            if entry.name == rules.BRIDGES
+            if entry.name == where
         }
 
     def _make_room(self) -> None:
-        if self._room is not None:
-            self._room.make(self._bridges())
+        """Our rules where others drop by default; what such a default kept stays kept."""
+        if self._room is None:
+            return
+        ours, tables = self._bridges(), self._open_tables()
+        named = self._room.kept(one for one in forwarding.interfaces() if one not in ours)
+        others = inner_bridges(named) if named and ours else set()
+        gone = self._names(rules.OTHERS) - others
+        tables.remove(entries.of_others(gone))
+        tables.add(entries.of_others(sorted(others)), "keep other engines' bridges apart")
+        self._room.make(ours)
 
     def _let_go(self) -> None:
         for one in (self._monitor, self._netfilter):

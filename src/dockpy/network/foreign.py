@@ -2,7 +2,10 @@
 
 Every table of the kernel judges every packet, and each may drop it. Docker, and many hosts, let the
 FORWARD chain of iptables drop by default; what our tables accept would end there. So two rules for
-each bridge, from it and to it, stand in that chain; what they let pass is judged by our own tables.
+each bridge, from it and to it, stand at that chain's end; what they let pass is judged by our own
+tables. At its end, so that what others refuse by a rule stays refused: an address that is banned,
+or what an administrator wrote into DOCKER-USER. And bridges that such a chain keeps from others by
+its default alone, as Docker did before version 27, our own tables keep from our containers.
 The rules are made of the expressions that iptables itself uses (nft variant), or it could no longer
 read its chain, and carry a comment by which they are found again.
 
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 from dockpy.errors import KernelError
 from dockpy.network.expressions import ACCEPT, DROP, Meta, counter, equal, meta, verdict
 from dockpy.network.nfnetlink import Netfilter, attributes
-from dockpy.network.nft import Family, Hook, Kind, delete_rule, insert_rule, text
+from dockpy.network.nft import Family, Hook, Kind, delete_rule, new_rule, text
 
 log = logging.getLogger(__name__)
 FAMILIES = (Family.IPV4, Family.IPV6)
@@ -65,7 +68,7 @@ class Room:
                 if comment not in needed
             ]
             messages += [
-                insert_rule(place.family, TABLE, place.chain, expressions, comment)
+                new_rule(place.family, TABLE, place.chain, expressions, comment)
                 for comment, expressions in needed.items()
                 if comment not in there
             ]
@@ -78,6 +81,19 @@ class Room:
         """Take all of them away."""
         with contextlib.suppress(KernelError):
             self.make(())
+
+    def kept(self, candidates: Iterable[str]) -> set[str]:
+        """Those of the interfaces that rules of a table speak of whose chain drops by default."""
+        wanted = [(name, name.encode() + b"\0") for name in candidates]
+        found: set[str] = set()
+        for family in {place.family for place in self._dropping()}:
+            body = text(1, TABLE)
+            for one in self._netfilter.dump(Kind.GET_RULE, family, body, "list rules"):
+                parts = attributes(one)
+                if parts.get(1) == TABLE.encode() + b"\0":
+                    said = parts.get(4, b"")
+                    found.update(name for name, mark in wanted if mark in said)
+        return found
 
     def _comment(self, direction: str, bridge: str) -> bytes:
         said = f"{self._name}: {direction} {bridge}".encode() + b"\0"

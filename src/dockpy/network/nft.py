@@ -256,25 +256,9 @@ def new_rule(
     family: Family, table: str, chain: str, expressions: Iterable[bytes], userdata: bytes = b""
 ) -> bytes:
     """A rule at the chain's end."""
-    return message(
-        Kind.NEW_RULE,
-        NLM_F_CREATE | NLM_F_APPEND,
-        family,
-        _rule_body(table, chain, expressions, userdata),
-    )
-
-
-def insert_rule(
-    family: Family, table: str, chain: str, expressions: Iterable[bytes], userdata: bytes = b""
-) -> bytes:
-    """A rule before all others of the chain."""
-    body = _rule_body(table, chain, expressions, userdata)
-    return message(Kind.NEW_RULE, NLM_F_CREATE, family, body)
-
-
-def _rule_body(table: str, chain: str, expressions: Iterable[bytes], userdata: bytes) -> bytes:
     mark = attribute(7, userdata) if userdata else b""
-    return text(1, table) + text(2, chain) + nested(4, listed(expressions)) + mark
+    body = text(1, table) + text(2, chain) + nested(4, listed(expressions)) + mark
+    return message(Kind.NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, family, body)
 
 
 def delete_rule(family: Family, table: str, chain: str, handle: int) -> bytes:

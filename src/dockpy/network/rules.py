@@ -99,6 +99,8 @@ INTERNAL = "internal"
 """Bridges of networks without a way out."""
 TOGETHER = "together"
 """Pairs of bridges whose containers may talk: a bridge and itself."""
+OTHERS = "others"
+"""Bridges of other engines that only a chain's default keeps from being reached."""
 LOOPBACK = "loopback4"
 """The keys of `at4` with an address of 127.0.0.0/8."""
 
@@ -137,6 +139,7 @@ def inet_sets() -> tuple[Set, ...]:
     made = [
         Set(BRIDGES, (Type.INTERFACE,)),
         Set(INTERNAL, (Type.INTERFACE,)),
+        Set(OTHERS, (Type.INTERFACE,)),
         Set(TOGETHER, (Type.INTERFACE, Type.INTERFACE)),
         Set(LOOPBACK, (Type.ADDRESS4, Type.PROTOCOL, Type.SERVICE)),
     ]
@@ -272,6 +275,14 @@ def forward() -> tuple[Rule, ...]:
             verdict(ACCEPT),
         ),
         (*to_bridge(), counter(), verdict(DROP)),
+        (
+            *from_bridge(),
+            meta(Meta.OIFNAME),
+            within(OTHERS),
+            *connection(Ct.STATUS, DNAT_STATUS, any_of=False),
+            counter(),
+            verdict(DROP),
+        ),
         (meta(Meta.IIFNAME), within(INTERNAL), counter(), verdict(DROP)),
         *(
             (
