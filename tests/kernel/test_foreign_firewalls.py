@@ -157,3 +157,16 @@ def test_after_a_flush_of_everything_the_tables_are_put_back(
     with world.box.listen(7003, "0.0.0.0"):
         assert not world.lan.reaches("172.30.0.2", 7003)
     assert soon(lambda: firewall.restored >= 1)
+
+
+def test_a_hand_written_chain_that_drops_is_told_and_left_alone(
+    world: World, firewall: Firewall, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain = "{ type filter hook forward priority 0; policy drop; }"
+    world.host.run("nft", f"add table inet site; add chain inet site passing {chain}")
+    try:
+        assert soon(lambda: "inet site passing drops by default" in caplog.text)
+        assert "goes to dockpy0" in caplog.text
+        assert "dockpy" not in world.host.run("nft", "list", "table", "inet", "site")
+    finally:
+        world.host.run("nft", "delete", "table", "inet", "site")

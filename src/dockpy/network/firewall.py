@@ -80,6 +80,7 @@ class Firewall:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._loopback6 = False
+        self._obstacles: set[str] = set()
         self._publications: dict[str, _Publication] = {}
         self._ended: set[bytes] = set()
         self._sweep_at = 0.0
@@ -293,6 +294,15 @@ class Firewall:
         tables.remove(entries.of_others(gone))
         tables.add(entries.of_others(sorted(others)), "keep other engines' bridges apart")
         self._room.make(ours)
+        obstacles = set(self._room.obstacles()) if ours else set()
+        for chain in sorted(obstacles - self._obstacles):
+            log.warning(
+                "nftables' chain %s drops by default, packets of containers too; let it accept "
+                "what comes from and goes to %s",
+                chain,
+                ", ".join(sorted(ours)),
+            )
+        self._obstacles = obstacles
 
     def _let_go(self) -> None:
         for one in (self._monitor, self._netfilter):

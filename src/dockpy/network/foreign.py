@@ -28,6 +28,7 @@ from dockpy.network.nft import Family, Hook, Kind, delete_rule, new_rule, text
 log = logging.getLogger(__name__)
 FAMILIES = (Family.IPV4, Family.IPV6)
 TABLE = "filter"
+FAMILY_NAMES = {Family.IPV4: "ip", Family.IPV6: "ip6", Family.INET: "inet"}
 DIRECTIONS = {"from": Meta.IIFNAME, "to": Meta.OIFNAME}
 
 
@@ -95,6 +96,16 @@ class Room:
                     found.update(name for name, mark in wanted if mark in said)
         return found
 
+    def obstacles(self) -> list[str]:
+        """Chains of tables that somebody wrote for nftables itself and that drop by default, each
+        as `inet filter forward`. Those are files of an administrator, so they are left alone."""
+        found = []
+        for family, table, chain, policy in self._forward_chains((*FAMILIES, Family.INET)):
+            iptables = table == TABLE and family in FAMILIES
+            if policy == DROP and not iptables and table != self._name:
+                found.append(f"{FAMILY_NAMES[family]} {table} {chain}")
+        return found
+
     def _comment(self, direction: str, bridge: str) -> bytes:
         said = f"{self._name}: {direction} {bridge}".encode() + b"\0"
         return bytes([0, len(said)]) + said
@@ -110,14 +121,19 @@ class Room:
                 yield place
 
     def _chains(self) -> Iterator[tuple[Place, int]]:
-        for family in FAMILIES:
+        for family, table, chain, policy in self._forward_chains(FAMILIES):
+            if table == TABLE:
+                yield Place(family, chain), policy
+
+    def _forward_chains(self, families: Iterable[Family]) -> Iterator[tuple[Family, str, str, int]]:
+        """(family, table, chain, policy) of everybody's chains on the forward hook."""
+        for family in families:
             for body in self._netfilter.dump(Kind.GET_CHAIN, family, b"", "list chains"):
                 parts = attributes(body)
                 hook = attributes(parts.get(4, b"")).get(1, b"")
-                ours = parts.get(1) == TABLE.encode() + b"\0"
-                if ours and hook and int.from_bytes(hook, "big") == Hook.FORWARD:
-                    chain = parts[3].rstrip(b"\0").decode()
-                    yield Place(family, chain), int.from_bytes(parts.get(5, b"\1"), "big")
+                if hook and int.from_bytes(hook, "big") == Hook.FORWARD:
+                    table, chain = (parts[one].rstrip(b"\0").decode() for one in (1, 3))
+                    yield family, table, chain, int.from_bytes(parts.get(5, b"\1"), "big")
 
     def _rules(self, place: Place) -> dict[bytes, int]:
         """Our rules in a chain, by their marks."""
