@@ -159,7 +159,8 @@ def _parse_address(text: str, whole: str) -> str:
         ) from error
     if found.is_multicast or "%" in text:
         raise UsageError(f"{whole!r}: nothing can be published on {text}")
-    return str(found)
+    # ::ffff:127.0.0.1 is another spelling of 127.0.0.1: no packet has it (RFC 4291, 2.5.5.2).
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def _parse_range(text: str, whole: str, *, lowest: int) -> tuple[int, int]:
