@@ -157,9 +157,9 @@ def wall(command: list[str]) -> float:
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
+def scratch(parent: Path = Path("/var/tmp")) -> Iterator[Path]:
     """A directory on a real file system for everything a benchmark makes."""
-    directory = Path(tempfile.mkdtemp(prefix="dockpy-bench-", dir="/var/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="dockpy-bench-", dir=parent))
     try:
         yield directory
     finally:

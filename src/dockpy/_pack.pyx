@@ -8,7 +8,8 @@ Facts, and where they come from:
   fits of a name, and 0 for a number. Names that are not ASCII are PAX records too, as raw bytes: GNU
   tar and Go's archive/tar write them so, and no reader agrees on what they mean in a ustar field.
 - Extended attributes are records `SCHILY.xattr.NAME` with the raw value; GNU tar writes `=` and `%`
-  of a name as %3D and %25. Other than security.capability, labels of `security.` belong to the host.
+  of a name as %3D and %25, and reads any other `%` as it is: so only one that would be misread is
+  coded, which Go and others do not know. Other than security.capability, labels of `security.` belong to the host.
 - overlayfs has character device 0:0, or an empty file with trusted.overlay.whiteout, for a deleted
   name, and trusted.overlay.opaque=y for a directory that hides the ones below (kernel,
   Documentation/filesystems/overlayfs.rst); a layer says `.wh.NAME` and `.wh..wh..opq` (OCI image

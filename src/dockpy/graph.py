@@ -57,8 +57,13 @@ _FILES = ("meta.json", "json")  # what an image depends on
 class Graph:
     """All images below one root. Thread-safe; images are immutable."""
 
-    def __init__(self, root: Path, flusher: Flusher, trash: Trash) -> None:
-        """Load the index. Torn images are left out; `check` names them."""
+    def __init__(
+        self, root: Path, flusher: Flusher, trash: Trash, records: RecordIndex | None = None
+    ) -> None:
+        """Load all images. Torn ones are left out; `check` names them.
+
+        `records`: an `image_index` that has begun to look already.
+        """
         self._directory = root / "graph"
         self._flusher = flusher
         self._trash = trash
@@ -67,8 +72,7 @@ class Graph:
         self._users = threading.Lock()  # taken before every other one
         self._images: dict[str, Image] = {}
         self._torn: dict[Path, StoreError] = {}
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._records = RecordIndex(root / "images.index", self._directory, _FILES, _FILES[:1])
+        self._records = records or image_index(root)
         for entry in self._records.entries():
             if not _ID.fullmatch(entry.name):
                 continue
@@ -418,13 +422,21 @@ class Graph:
                 if name.startswith(TEMPORARY):
                     self._trash.discard(self._directory / name)
                     findings.append(Finding(self._directory / name, "left unfinished", "removed"))
-            findings += self._layers.check(keep=set_asides)
-            missing = self._layers.missing()
+            seen = self._layers.look()
+            findings += self._layers.check(seen, keep=set_asides)
+            missing = self._layers.missing(seen)
             for image in self._images.values() if missing else ():
                 for chain in missing.intersection(image.layers):
                     path = self._layers.tree(chain)
                     findings.append(Finding(path, f"missing; image {image.short_id} needs it"))
         return findings
+
+
+def image_index(root: Path) -> RecordIndex:
+    """The index of the images below `root`, for one start-up. It looks at them from now on."""
+    directory = root / "graph"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return RecordIndex(root / "images.index", directory, _FILES, _FILES[:1])
 
 
 def _configuration(directory: str) -> bytes:

@@ -96,12 +96,17 @@ class RecordIndex:
     """`path` says again what the records in the directories below `directory` say.
 
     `files`: what a record depends on, in each of these directories; "." is the directory itself.
-    `contents`: the ones that hold values. The looking begins at once, in a thread of its own. For
-    one start-up, in one thread.
+    `contents`: the ones that hold values. The looking begins at once, in a thread of its own, or
+    when `after` has looked, which is waited for first. For one start-up, in one thread.
     """
 
     def __init__(
-        self, path: Path, directory: Path, files: Sequence[str], contents: Sequence[str]
+        self,
+        path: Path,
+        directory: Path,
+        files: Sequence[str],
+        contents: Sequence[str],
+        after: RecordIndex | None = None,
     ) -> None:
         self._path = path
         self._directory = directory
@@ -114,7 +119,10 @@ class RecordIndex:
         self._kept: list[Entry] = []
         self._new = 0
         self._outdated = 0
-        self._thread = threading.Thread(target=self._look, name="dockpy-look", daemon=True)
+        before = None if after is None else after._thread
+        self._thread: threading.Thread = threading.Thread(
+            target=self._look, args=(before,), name="dockpy-look", daemon=True
+        )
         self._thread.start()
 
     def entries(self) -> Iterator[Entry]:
@@ -162,7 +170,9 @@ class RecordIndex:
             return False
         return True
 
-    def _look(self) -> None:
+    def _look(self, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
         self._looked_at = time.time_ns()
         try:
             directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

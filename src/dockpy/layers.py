@@ -25,7 +25,7 @@ import secrets
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
@@ -46,6 +46,8 @@ from dockpy.unpacking import DIFF, PACKED, SKELETON, WORK, Unpacking
 META = "meta.json"
 STREAM = "stream"
 NOWHERE = Path(os.devnull)
+Seen = Mapping[str, Sequence[Sight]]
+"""Of each name in the store what was seen of its record and of its tree."""
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -369,37 +371,38 @@ class LayerStore:
 
     # -- keeping order -------------------------------------------------------------------------
 
-    def check(self, *, keep: bool) -> Iterator[Finding]:
+    def look(self) -> Seen:
+        """What the kernel says of each layer's record and tree, at once."""
+        names = sorted(os.listdir(self.directory))
+        files = [META.encode(), f"{DIFF}/.".encode()]
+        with opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
+            found = look(directory, [os.fsencode(name) for name in names], files)
+        return dict(zip(names, map(unpack, found), strict=True))
+
+    def check(self, seen: Seen, *, keep: bool) -> Iterator[Finding]:
         """Put right what a crash left and name what is broken; before any work.
 
         Temporary directories go to the trash, and so do layers that nobody holds, unless `keep`.
         """
-        names = sorted(os.listdir(self.directory))
-        with opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
-            found = look(directory, [os.fsencode(one) for one in names], [os.fsencode(META)])
-        for name, packed in zip(names, found, strict=True):
-            path = f"{self.directory}/{name}"
+        for name, (meta, _) in seen.items():
             if name in self._holds:
-                yield from _check_meta(path, unpack(packed)[0])
+                yield from _check_meta(f"{self.directory}/{name}", meta)
             elif name.startswith(TEMPORARY):
                 if name.startswith(WORK):
                     self._unpacking.mend(name)
                 else:
-                    self._trash.discard(Path(path))
-                yield Finding(Path(path), "left unfinished", "removed")
+                    self._trash.discard(self.directory / name)
+                yield Finding(self.directory / name, "left unfinished", "removed")
             elif _ID.fullmatch(name):
                 if not keep:
-                    self._trash.discard(Path(path))
+                    self._trash.discard(self.directory / name)
                 repair = "kept, an image was set aside" if keep else "removed"
-                yield Finding(Path(path), "a layer of no image", repair)
+                yield Finding(self.directory / name, "a layer of no image", repair)
 
-    def missing(self) -> set[str]:
+    def missing(self, seen: Seen) -> set[str]:
         """Layers that somebody holds and that are not here. Packed ones are unpacked soon."""
-        held = list(self._holds)
-        with opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
-            found = look(directory, [os.fsencode(one) for one in held], [os.fsencode(f"{DIFF}/.")])
-        seen = zip(held, found, strict=True)
-        away = {chain for chain, tree in seen if not unpack(tree)[0].exists}
+        here = {name for name, (_, tree) in seen.items() if tree.exists}
+        away = self._holds.keys() - here
         packed = {chain for chain in away if self._unpacking.is_packed(chain)}
         self.unpack_soon(sorted(packed))
         return away - packed

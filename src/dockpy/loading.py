@@ -11,23 +11,19 @@ one index (`dockpy.index`) as far as it is right.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dockpy.container import Record
+from dockpy.container_files import RECORD, STATE, WRITTEN, record_of, state_of
 from dockpy.errors import KernelError, TornRecord
 from dockpy.index import Entry, RecordIndex
 from dockpy.model import State, Status
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside
-from dockpy.settings import from_json, to_json
 
-RECORD = "config.json"
-STATE = "state.json"
-WRITTEN = "written"
 LOST_WITH_HOST = 255
 """Exit code of a container that ran when the host went down: nobody saw its end."""
 
@@ -50,14 +46,26 @@ class Found:
 
 
 class Loading:
-    """One start-up's reading. The first looks are taken at once, in the background."""
+    """One start-up's reading. It looks at the disk from now on, in the background.
 
-    def __init__(self, root: Path, run: Path, trash: Trash, warn: Callable[[str], None]) -> None:
+    `after`: the index whose records are wanted first. `warn` gets one line for each torn record.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        run: Path,
+        trash: Trash,
+        warn: Callable[[str], None],
+        after: RecordIndex | None = None,
+    ) -> None:
         self._directory = root / "containers"
         self._disposable = run / "containers"
         self._trash = trash
         self._warn = warn
-        self._index = RecordIndex(root / "containers.index", self._directory, _FILES, _CONTENTS)
+        self._index = RecordIndex(
+            root / "containers.index", self._directory, _FILES, _CONTENTS, after
+        )
 
     def containers(self) -> Iterator[Found]:
         """Every container, by id. Torn records are told and set aside, leftovers removed."""
@@ -144,45 +152,3 @@ def _judge(record: Record, written: Any, entry: Entry, *, marked: bool) -> Found
         finished_at=mount.modified / 1e9,
     )
     return Found(record, lost, before=state, marked=marked)
-
-
-def encode_record(record: Record) -> bytes:
-    """config.json."""
-    values = {
-        "id": record.id,
-        "name": record.name,
-        "created": record.created,
-        "image": record.image_id,
-        "image_name": record.image_name,
-        "config": to_json(record.config),
-    }
-    return json.dumps(values).encode()
-
-
-def encode_state(state: State) -> bytes:
-    """state.json."""
-    return json.dumps(asdict(state) | {"status": state.status.value}).encode()
-
-
-def record_of(values: Any, identifier: str) -> Record:
-    """What `encode_record` wrote for that container. Raises LookupError, TypeError, ValueError."""
-    if values["id"] != identifier:
-        raise ValueError(f"the record of another container, {values['id']!r}")
-    return Record(
-        values["id"],
-        values["name"],
-        float(values["created"]),
-        from_json(values["config"]),
-        values["image"],
-        values["image_name"],
-    )
-
-
-def state_of(values: Any) -> State:
-    """What `encode_state` wrote; of None, that it was never started.
-
-    Raises LookupError, TypeError, ValueError.
-    """
-    if values is None:
-        return State()
-    return State(**(values | {"status": Status(values["status"])}))

@@ -476,7 +476,7 @@ def test_the_next_engine_finds_addresses_and_ports_and_the_last_one_leaves_nothi
 def test_a_range_the_host_uses_is_not_chosen_and_refused_when_asked_for(
     leaves_nothing: None, real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path
 ) -> None:
-    from dockpy.runtime import network_settings
+    from dockpy.places import network_settings
 
     host = Namespace()
     try:

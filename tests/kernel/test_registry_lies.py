@@ -192,8 +192,11 @@ def test_what_is_here_is_not_fetched_again(registry: LyingRegistry, place: Place
     assert len(registry.requests(f"GET .*/blobs/{first[0]}")) == 1
     assert len(registry.requests(f"GET .*/blobs/{second[1]}")) == 1
     before = len(registry.requests("GET .*"))
+    images = place.root / "graph"
+    written = images.stat().st_mtime_ns
     again = place.registries.pull_image(f"{registry.host}/two")
     assert not again.new
+    assert images.stat().st_mtime_ns == written  # and no wait for the disk
     paths = [one.path for one in registry.requests("GET .*")[before:]]
     assert paths == ["/v2/", "/v2/two/manifests/latest"]
 

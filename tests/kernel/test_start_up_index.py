@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from dockpy import Config, Runtime, index
-from dockpy.loading import LOST_WITH_HOST, WRITTEN
+from dockpy.container_files import WRITTEN
+from dockpy.loading import LOST_WITH_HOST
 from dockpy.model import Status
 from dockpy.records import TEMPORARY
 from patience import patient

@@ -137,6 +137,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "attribute too big": (pax({b"SCHILY.xattr.user.a": b"x" * 65_537}) + file(b"f"), "attribute"),
     "attribute name": (pax({b"SCHILY.xattr." + b"x" * 256: b"x"}) + file(b"f"), "attribute"),
+    "attribute name, decoded": (
+        pax({b"SCHILY.xattr." + b"%3D" * 256: b"x"}) + file(b"f"),
+        "attribute",
+    ),
     "long name too big": (header(b"x", b"L", size=1 << 33, magic=b"ustar  \0"), "metadata"),
     "sparse overlap": (
         pax({b"GNU.sparse.map": b"0,5,3,5", b"GNU.sparse.size": b"10"}) + file(b"f", b"x" * 10),

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Protocol
 
 from dockpy.container import Record
 from dockpy.graph import Layer
-from dockpy.model import Change, Config, Exec, Image, State
+from dockpy.model import Config, Exec, Image, State
 from dockpy.network.values import Lease, Network, Wish
 from dockpy.registry.auth import Credentials
 from dockpy.registry.cancellation import Cancellation
@@ -99,7 +99,7 @@ class EngineContainer(EngineProgram, Protocol):
 
     def execute(self, wanted: Exec) -> EngineExecution: ...
 
-    def changes(self) -> Sequence[Change]: ...
+    def change_lines(self) -> bytes: ...
 
     def root(self, *, writable: bool) -> AbstractContextManager[int]: ...
 
