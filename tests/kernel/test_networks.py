@@ -26,10 +26,11 @@ ANSWER = "while true; do echo hello from $(hostname) | nc -l -p 80; done"
 
 
 def talk(address: str, port: int = 80) -> str:
-    """Shell words that print what a server says; the server is away between two clients."""
+    """Shell words that print what a server says; the server is away between two clients, and
+    one that just leaves may take a connection and say nothing."""
     return (
-        f"n=0; until nc {address} {port} </dev/null; do n=$((n+1)); [ $n -lt 300 ] || exit 1; "
-        "usleep 10000; done"
+        f'n=0; until said=$(nc {address} {port} </dev/null) && [ -n "$said" ]; do '
+        'n=$((n+1)); [ $n -lt 300 ] || exit 1; usleep 10000; done; echo "$said"'
     )
 
 
