@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from dockpy.network.bridges import inner_bridges
 from dockpy.network.entries import Bridge
 from dockpy.network.firewall import Firewall
 from netns import BOX, OTHER, World
@@ -170,3 +171,17 @@ def test_a_hand_written_chain_that_drops_is_told_and_left_alone(
         assert "dockpy" not in world.host.run("nft", "list", "table", "inet", "site")
     finally:
         world.host.run("nft", "delete", "table", "inet", "site")
+
+
+def test_bridges_with_a_way_elsewhere_are_not_inner_ones(world: World) -> None:
+    world.host.ip(
+        "link add outer type bridge",
+        "link add name lane7 type vxlan id 7 dstport 4789",
+        "link set lane7 master outer",
+    )
+    try:
+        with world.host.inside():
+            names = ["dockpy0", "dockpy1", "outer", "eth0", "lo", "gone"]
+            assert inner_bridges(names) == {"dockpy0", "dockpy1"}
+    finally:
+        world.host.ip("link del lane7", "link del outer")
