@@ -424,9 +424,9 @@ def test_a_start_that_fails_gives_everything_back(runtime: Runtime) -> None:
     with running(runtime, port_specs=("18084:80",)):
         pass
     deadline = time.monotonic() + patient(10)
-    while runtime.networks.dying() > before and time.monotonic() < deadline:
+    while (dying := runtime.networks.dying()) > before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert runtime.networks.dying() <= before
+    assert dying <= before
 
 
 def engine_over(root: Path, run: Path) -> Runtime:
