@@ -22,6 +22,7 @@ from patience import patient
 GRACE = patient(8.0)
 """Seconds for the engine's background clean-up and the kernel's deferred one."""
 STEP = 0.05
+READY = ("descriptor of net:[N]", "descriptor of /")
 DEFAULT = re.compile(r"link (dv[0-9a-f]{10}|dpy[0-9a-f]{8}|dockpy0(\.\d+)?)$")
 
 Count = Counter[str]
@@ -37,6 +38,12 @@ def descriptors() -> Count:
             continue  # the listing's own
         found[f"descriptor of {re.sub(r'[0-9]+', 'N', target)}"] += 1
     return found
+
+
+def settled_descriptors() -> Count:
+    """Descriptors without those of network namespaces and their sysfs: an engine has some ready,
+    and makes others in their place a moment after one was taken."""
+    return Counter({name: count for name, count in descriptors().items() if name not in READY})
 
 
 def children() -> Count:
@@ -132,7 +139,7 @@ def walk(top: Path) -> list[Path]:
 
 
 OWN: Mapping[str, Callable[[], Count]] = {
-    "descriptors": descriptors,
+    "descriptors": settled_descriptors,
     "children": children,
     "threads": threads,
 }
@@ -144,9 +151,11 @@ HOST: Mapping[str, Callable[[], Count]] = {
     "run entries": run_entries,
 }
 """What others change too: counted where nobody else runs dockpy (DOCKPY_COUNT_HOST=1)."""
+MODULE: Mapping[str, Callable[[], Count]] = {"all descriptors": descriptors}
+"""What an engine of this process has ready: counted around a whole module."""
 SLOW: Mapping[str, Callable[[], Count]] = {"nft tables": nft_tables, "all links": all_links}
 """Of the host too, and made with the first container: counted around a whole module."""
-COUNTS = {**OWN, **HOST, **SLOW}
+COUNTS = {**OWN, **HOST, **MODULE, **SLOW}
 
 
 def around_test(*, host: bool) -> dict[str, Count]:
@@ -156,7 +165,7 @@ def around_test(*, host: bool) -> dict[str, Count]:
 
 def around_module(*, host: bool) -> dict[str, Count]:
     """The counts to take before a module's first fixture: what its shared fixtures leave."""
-    return {name: count() for name, count in (COUNTS if host else OWN).items()}
+    return {name: count() for name, count in (COUNTS if host else {**OWN, **MODULE}).items()}
 
 
 def left(before: Mapping[str, Count]) -> list[str]:

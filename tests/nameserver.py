@@ -64,6 +64,8 @@ class NameServer:
                 self.heard.append(query)
                 for each in self.behaviour(query):
                     accepted.sendall(len(each).to_bytes(2, "big") + each)
+                with contextlib.suppress(OSError):
+                    accepted.recv(1)  # who is silent does not hang up either
 
 
 @contextlib.contextmanager

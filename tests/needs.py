@@ -459,6 +459,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "docker_registry": _found(lambda: _tool("docker-registry")),
     "htpasswd": _found(lambda: _tool("htpasswd")),
     "openssl": _found(lambda: _tool("openssl")),
+    "tinyproxy": _found(lambda: _tool("tinyproxy")),
     "skopeo": _found(lambda: _tool("skopeo")),
     "podman": _found(lambda: _tool("podman")),
     "umoci": _found(lambda: _tool("umoci")),

@@ -30,7 +30,7 @@ Source: splice(2), epoll(7), pidfd_open(2), waitid(2), the UTF-8 and JSON rules 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EPERM, errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memchr, memcpy, memmove, memset
 
 from dockpy._log cimport log_encode, log_tail
 
@@ -1186,20 +1186,31 @@ cdef void close_stdin(Loop *loop, Container *container) noexcept nogil:
 
 cdef size_t without_keys(Attachment *attachment, const char *data, size_t size, char *out, bint *detach) noexcept nogil:
     # Copies input, holding back a beginning of the detach keys until a byte decides.
-    cdef size_t i
+    cdef size_t i = 0
     cdef size_t made = 0
+    cdef size_t plain
+    cdef const char *first
     cdef int k
     detach[0] = False
     if attachment.keys_size == 0:
         memcpy(out, data, size)
         return size
-    for i in range(size):
+    while i < size:
+        if attachment.matched == 0:  # nothing is held back: all up to the next first key passes
+            first = <const char *> memchr(data + i, attachment.keys[0], size - i)
+            plain = size - i if first == NULL else <size_t> (first - data) - i
+            memcpy(out + made, data + i, plain)
+            made += plain
+            i += plain
+            if first == NULL:
+                break
         if data[i] == attachment.keys[attachment.matched]:
             attachment.matched += 1
             if attachment.matched == attachment.keys_size:
                 attachment.matched = 0
                 detach[0] = True
                 return made
+            i += 1
             continue
         # What was held back is not the sequence; a shorter beginning of it may still be.
         while attachment.matched > 0:
@@ -1218,6 +1229,7 @@ cdef size_t without_keys(Attachment *attachment, const char *data, size_t size, 
         else:
             out[made] = data[i]
             made += 1
+        i += 1
     return made
 
 
@@ -1964,8 +1976,8 @@ cdef class Pump:
 def escapable_copy(int source, int target, bytes keys not None):
     """Copy until the end or the detach keys: (bytes written, whether detached, errno). Blocks."""
     cdef Attachment state
-    cdef char data[4096]
-    cdef char out[4200]
+    cdef char data[65536]  # a whole pipe's
+    cdef char out[65536 + 32]  # and what was held back of the detach keys
     cdef const char *sequence = keys
     cdef bint detach = False
     cdef ssize_t got

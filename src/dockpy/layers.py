@@ -25,7 +25,7 @@ import secrets
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
@@ -34,9 +34,11 @@ from typing import BinaryIO
 import zstandard
 
 from dockpy import archive, packing, skeleton
+from dockpy._look import look
 from dockpy.compression import HEAD_SIZE, Compression, decoder, detect
 from dockpy.errors import BadArchive, DockpyError, KernelError, StoreError, TornRecord
 from dockpy.image_config import chain_id
+from dockpy.index import Sight, unpack
 from dockpy.packing import Packed
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.unpacking import DIFF, PACKED, SKELETON, WORK, Unpacking
@@ -44,6 +46,8 @@ from dockpy.unpacking import DIFF, PACKED, SKELETON, WORK, Unpacking
 META = "meta.json"
 STREAM = "stream"
 NOWHERE = Path(os.devnull)
+Seen = Mapping[str, Sequence[Sight]]
+"""Of each name in the store what was seen of its record and of its tree."""
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -367,46 +371,50 @@ class LayerStore:
 
     # -- keeping order -------------------------------------------------------------------------
 
-    def check(self, *, keep: bool) -> Iterator[Finding]:
+    def look(self) -> Seen:
+        """What the kernel says of each layer's record and tree, at once."""
+        names = sorted(os.listdir(self.directory))
+        files = [META.encode(), f"{DIFF}/.".encode()]
+        with opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
+            found = look(directory, [os.fsencode(name) for name in names], files)
+        return dict(zip(names, map(unpack, found), strict=True))
+
+    def check(self, seen: Seen, *, keep: bool) -> Iterator[Finding]:
         """Put right what a crash left and name what is broken; before any work.
 
         Temporary directories go to the trash, and so do layers that nobody holds, unless `keep`.
         """
-        for name in sorted(os.listdir(self.directory)):
-            path = f"{self.directory}/{name}"
+        for name, (meta, _) in seen.items():
             if name in self._holds:
-                yield from _check_meta(path)
+                yield from _check_meta(f"{self.directory}/{name}", meta)
             elif name.startswith(TEMPORARY):
                 if name.startswith(WORK):
                     self._unpacking.mend(name)
                 else:
-                    self._trash.discard(Path(path))
-                yield Finding(Path(path), "left unfinished", "removed")
+                    self._trash.discard(self.directory / name)
+                yield Finding(self.directory / name, "left unfinished", "removed")
             elif _ID.fullmatch(name):
                 if not keep:
-                    self._trash.discard(Path(path))
+                    self._trash.discard(self.directory / name)
                 repair = "kept, an image was set aside" if keep else "removed"
-                yield Finding(Path(path), "a layer of no image", repair)
+                yield Finding(self.directory / name, "a layer of no image", repair)
 
-    def missing(self) -> set[str]:
+    def missing(self, seen: Seen) -> set[str]:
         """Layers that somebody holds and that are not here. Packed ones are unpacked soon."""
-        place = str(self.directory)
-        away = {chain for chain in self._holds if not os.path.isdir(f"{place}/{chain}/{DIFF}")}
+        here = {name for name, (_, tree) in seen.items() if tree.exists}
+        away = self._holds.keys() - here
         packed = {chain for chain in away if self._unpacking.is_packed(chain)}
         self.unpack_soon(sorted(packed))
         return away - packed
 
 
-def _check_meta(path: str) -> Iterator[Finding]:
+def _check_meta(path: str, meta: Sight) -> Iterator[Finding]:
     # An empty file is what a power cut leaves; others are read, and checked, when they are used.
-    try:
-        empty = not os.stat(f"{path}/{META}").st_size
-    except FileNotFoundError:
+    if not meta.exists:
         yield Finding(Path(path), f"has no {META}; pull or load its images again")
-    else:
-        if empty:
-            again = "is empty; remove its images and pull or load them again"
-            yield Finding(Path(path, META), again)
+    elif not meta.size:
+        again = "is empty; remove its images and pull or load them again"
+        yield Finding(Path(path, META), again)
 
 
 def _placed(staged: StagedLayer, parent: str) -> Layer:

@@ -17,6 +17,8 @@ from dockpy.spawn import Network, make_network
 
 log = logging.getLogger(__name__)
 READY = 4
+PAUSE = 0.02
+"""Seconds after which one that was taken is replaced, while there are enough."""
 T = TypeVar("T")
 
 
@@ -55,6 +57,10 @@ class ReadyPool(Generic[T]):
         """Whether there are as many as there should be, or none was ever asked for."""
         return self._thread is None or len(self._ready) >= self._most
 
+    @property
+    def _low(self) -> bool:
+        return 2 * len(self._ready) < self._most
+
     def begin(self) -> None:
         """Make the first ones now."""
         with self._changed:
@@ -80,6 +86,8 @@ class ReadyPool(Generic[T]):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: len(self._ready) < self._most or self._closed)
+                # Not at once: the start that took one has the processors to itself.
+                self._changed.wait_for(lambda: self._low or self._closed, PAUSE)
                 if self._closed:
                     return
             try:

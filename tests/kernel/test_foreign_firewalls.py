@@ -84,7 +84,7 @@ def test_iptables_reads_and_lists_our_rules(world: World, firewall: Firewall) ->
     shown = rules(world)
     assert sorted(line.split()[2:4] for line in shown) == [["-i", "dockpy0"], ["-o", "dockpy0"]]
     assert all("dockpy-test: " in line and line.endswith("-j ACCEPT") for line in shown)
-    assert len(rules(world, "ip6tables-nft")) == 2
+    assert soon(lambda: len(rules(world, "ip6tables-nft")) == 2)
 
 
 def test_a_chain_that_accepts_is_left_alone(world: World, firewall: Firewall) -> None:

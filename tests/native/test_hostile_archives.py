@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,13 @@ from hostile import Scene, device, folder, hard, link
 from reference.tarblocks import END, file, header, long_name, octal, padded, pax, pax_record, seal
 
 pytestmark = pytest.mark.needs("root", "mknod")
+
+
+@pytest.fixture(autouse=True)
+def _no_deep_trees(tmp_path: Path) -> Iterator[None]:
+    """pytest's own cleaning calls itself once for each directory; ours does not."""
+    yield
+    subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)
 
 
 @pytest.fixture

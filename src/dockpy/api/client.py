@@ -169,7 +169,7 @@ def absolute(path: str) -> str:
 
 
 def run_directory(root: str) -> str:
-    """As dockpy.runtime.run_directory has it."""
+    """As dockpy.places.run_directory has it."""
     if root == DEFAULT_ROOT:
         return DEFAULT_RUN
     try:  # the interpreter's own, without OpenSSL: of 3.11, of later ones

@@ -40,7 +40,8 @@ from dockpy.cli.engine import Engine, EngineAttachment, EngineContainer
 from dockpy.cli.session import Session
 from dockpy.errors import Conflict, DockpyError, Locked, NotFound, RequestError
 from dockpy.model import Status
-from dockpy.runtime import DEFAULT_ROOT, Runtime, network_settings, run_directory
+from dockpy.places import DEFAULT_ROOT, network_settings, run_directory
+from dockpy.runtime import Runtime
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,9 @@
 """Which addresses a network has, and which container has which. Pure.
 
-A bridge takes 1,023 links at most (BR_MAX_PORTS, net/bridge/br_private.h). So a range is cut into
-segments of at most 1,024 addresses, each with a bridge and a gateway of its own; the host routes
-between them, and a container notices nothing. docs/decisions/0015-segments.md has the figures.
+A bridge takes 1,023 links at most (BR_MAX_PORTS, net/bridge/br_private.h), and a link costs the
+kernel the more the more there are on its bridge. So a range is cut into segments of at most 256
+addresses, each with a bridge and a gateway of its own; the host routes between them, and a
+container notices nothing. docs/decisions/0015-networks.md has the figures.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 
 from dockpy.errors import Conflict, UsageError
 
-SEGMENT_PREFIX = 22
-"""1,024 addresses: 1,021 containers, the gateway, and the two that a range cannot give away."""
+SEGMENT_PREFIX = 24
+"""256 addresses: 253 containers, the gateway, and the two that a range cannot give away."""
+USER_PREFIX = 22
+"""A user's network, unless told: 1,012 containers."""
 SMALLEST = 29
 CANDIDATES = tuple(
     IPv4Network(text)
@@ -29,9 +32,9 @@ CANDIDATES = tuple(
 USER_CANDIDATES = tuple(
     subnet
     for text in ("10.216.0.0/14", "172.28.0.0/15", "192.168.0.0/17")
-    for subnet in IPv4Network(text).subnets(new_prefix=SEGMENT_PREFIX)
+    for subnet in IPv4Network(text).subnets(new_prefix=USER_PREFIX)
 )
-"""Ranges for users' networks: one segment each; those Docker begins with are left to it."""
+"""Ranges for users' networks; those Docker begins with are left to it."""
 
 
 class PoolExhausted(Conflict):

@@ -38,7 +38,7 @@ from dockpy.network.cables import Layer
 from dockpy.network.entries import Bridge
 from dockpy.network.firewall import Firewall
 from dockpy.network.live import LiveNetwork
-from dockpy.network.naming import LeaseNames
+from dockpy.network.naming import Leases
 from dockpy.network.portalloc import PortAllocator
 from dockpy.network.ports import Binding
 from dockpy.network.resolver import Resolver
@@ -106,8 +106,8 @@ class NetworkManager:
         self._layer = Layer()
         self._lock = threading.RLock()
         self._live: dict[str, LiveNetwork] = {}
-        self._leases: dict[str, tuple[Owner, Lease]] = {}
-        self._resolver = Resolver(LeaseNames(self._leases))
+        self._leases = Leases()
+        self._resolver = Resolver(self._leases)
         self._ready: ReadyPool[_Cabled] = ReadyPool(
             "cables", self._cable_ahead, self._drop_cabled, READY
         )
