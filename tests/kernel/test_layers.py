@@ -16,6 +16,7 @@ import pytest
 
 from dockpy import Config, Runtime
 from dockpy.container import Record
+from dockpy.container_files import ContainerFiles
 from dockpy.errors import KernelError, NoSuchImage, StoreError
 from dockpy.image_archive.loading import load
 from dockpy.image_archive.saving import Selected, save
@@ -333,16 +334,16 @@ def test_an_image_removed_while_a_container_is_made_of_it_leaves_no_half_contain
     engine: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = engine.tags.lookup_image("base")
-    real = Runtime._make
+    real = ContainerFiles.make
 
-    def make(runtime: Runtime, record: Record, image: Image) -> None:
-        real(runtime, record, image)
+    def make(files: ContainerFiles, record: Record, top: os.stat_result) -> None:
+        real(files, record, top)
         monkeypatch.undo()
-        with runtime.graph.steady_users():
-            runtime.tags.delete("base")
-            runtime.graph.delete(image.id)
+        with engine.graph.steady_users():
+            engine.tags.delete("base")
+            engine.graph.delete(base.id)
 
-    monkeypatch.setattr(Runtime, "_make", make)
+    monkeypatch.setattr(ContainerFiles, "make", make)
     with pytest.raises(NoSuchImage):
         engine.create(Config(image="base", cmd=("true",)), "half")
     assert engine.list() == []

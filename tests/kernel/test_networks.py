@@ -186,6 +186,11 @@ def test_a_network_larger_than_a_bridge_goes_on_in_a_second_one(runtime: Runtime
             assert other_way == "hello from near\n"
 
 
+def bridges() -> set[str]:
+    """Links without cables: other engines replace those they have ready."""
+    return {name for name in links() if not name.startswith("dv")}
+
+
 def links() -> set[str]:
     return {name for _, name in socket.if_nameindex()}
 
@@ -424,9 +429,9 @@ def test_a_start_that_fails_gives_everything_back(runtime: Runtime) -> None:
     with running(runtime, port_specs=("18084:80",)):
         pass
     deadline = time.monotonic() + patient(10)
-    while runtime.networks.dying() > before and time.monotonic() < deadline:
+    while (dying := runtime.networks.dying()) > before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert runtime.networks.dying() <= before
+    assert dying <= before
 
 
 def engine_over(root: Path, run: Path) -> Runtime:
@@ -437,7 +442,7 @@ def test_the_next_engine_finds_addresses_and_ports_and_the_last_one_leaves_nothi
     leaves_nothing: None, real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path
 ) -> None:
     root, run = real_tmp / "again", short_run()
-    before = links()
+    before = bridges()
     with engine_over(root, run) as first:
         with open(tiny_archive, "rb") as archive:
             first.import_image(archive, "base")
@@ -470,10 +475,7 @@ def test_the_next_engine_finds_addresses_and_ports_and_the_last_one_leaves_nothi
             second.destroy(one, force=True)
         settled(second)
         second.networks.remove(second.networks.get(network.id))
-    deadline = time.monotonic() + patient(10)
-    while links() != before and time.monotonic() < deadline:
-        time.sleep(0.02)  # the kernel takes cables apart when it has time
-    assert links() == before
+    assert bridges() == before
 
 
 def test_a_range_the_host_uses_is_not_chosen_and_refused_when_asked_for(
