@@ -33,7 +33,7 @@ class Growing:
 
     def renew(self) -> None:
         self.number += 1
-        content = b"round %d\n" % self.number
+        content = f"round {self.number} of the {self.kind}\n".encode()  # the layer is another too
         made = io.BytesIO()
         with tarfile.open(fileobj=made, mode="w") as tar:
             info = tarfile.TarInfo("round")

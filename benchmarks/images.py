@@ -19,6 +19,8 @@ The canary is the time to create 20,000 files in a new directory, taken right be
 who create files: ext4 is much slower at that for minutes after as many were deleted. So everything
 is deleted at the end, and figures with unlike canaries do not compare. `--own-ext4` makes a file
 system for the run, in a sparse file in `--work`, where nothing was ever deleted. Needs root.
+
+What came out: docs/images-performance.md.
 """
 
 from __future__ import annotations
