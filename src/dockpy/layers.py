@@ -22,30 +22,24 @@ import json
 import os
 import re
 import secrets
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-import zstandard
-
-from dockpy import archive, packing, skeleton
+from dockpy import archive, layer_streams
 from dockpy._look import look
-from dockpy.compression import HEAD_SIZE, Compression, decoder, detect
-from dockpy.errors import BadArchive, DockpyError, KernelError, StoreError, TornRecord
+from dockpy.errors import BadArchive, KernelError, StoreError, TornRecord
 from dockpy.image_config import chain_id
 from dockpy.index import Sight, unpack
+from dockpy.layer_streams import NOWHERE, opened
 from dockpy.packing import Packed
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
 from dockpy.unpacking import DIFF, PACKED, SKELETON, WORK, Unpacking
 
 META = "meta.json"
-STREAM = "stream"
-NOWHERE = Path(os.devnull)
 Seen = Mapping[str, Sequence[Sight]]
 """Of each name in the store what was seen of its record and of its tree."""
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -247,22 +241,7 @@ class LayerStore:
         `source` gives it as it came and can be sought. Compressed streams are kept as they are.
         Raises KernelError.
         """
-        try:
-            with contextlib.ExitStack() as rest:
-                kept = rest.enter_context(open(staged.directory / STREAM, "wb"))
-                given = source
-                if isinstance(given, int):
-                    given = rest.enter_context(os.fdopen(os.dup(given), "rb"))
-                head = given.read(HEAD_SIZE)
-                given.seek(-len(head), os.SEEK_CUR)
-                if detect(head) is Compression.NONE:
-                    zstandard.ZstdCompressor(level=3).copy_stream(given, kept)
-                else:
-                    shutil.copyfileobj(given, kept, 1 << 20)
-        except OSError as refusal:
-            raise KernelError(
-                "keep layer", refusal.errno or errno.EIO, str(staged.directory / STREAM)
-            ) from refusal
+        layer_streams.keep(staged.directory, source)
         return replace(staged, repeatable=True)
 
     def discard(self, staged: StagedLayer) -> None:
@@ -350,7 +329,7 @@ class LayerStore:
         """
         directory = self.directory / layer.chain_id
         try:
-            packed = _stream_of(directory, out)
+            packed = layer_streams.write(directory, out)
         except FileNotFoundError as missing:
             raise StoreError(
                 f"layer {layer.chain_id[:12]} is missing; pull or load its image again"
@@ -442,47 +421,8 @@ def _encode(layer: Layer) -> bytes:
 
 def _canonical(staged: StagedLayer) -> StagedLayer:
     """The same tree, named by the stream that our own packer makes of it."""
-    with (
-        opened(staged.directory / DIFF, os.O_RDONLY | os.O_DIRECTORY) as tree,
-        opened(NOWHERE, os.O_WRONLY) as out,
-    ):
-        packed = packing.pack_layer(tree, out)
+    packed = layer_streams.of_tree(staged.directory)
     return replace(staged, diff_id=packed.digest, stream=packed.size, repeatable=True)
-
-
-def _stream_of(directory: Path, out: int) -> Packed:
-    """Write a layer's stream from what is kept of it. FileNotFoundError: nothing is."""
-    for name in (PACKED, STREAM):
-        with contextlib.suppress(FileNotFoundError), open(directory / name, "rb", 0) as raw:
-            return packing.write_stream(_Kept(raw), out, digest=True, failure=_damaged)
-    with opened(directory / DIFF, os.O_RDONLY | os.O_DIRECTORY) as tree:
-        with (
-            contextlib.suppress(FileNotFoundError),
-            opened(directory / SKELETON, os.O_RDONLY) as kept,
-        ):
-            return skeleton.rebuild(kept, tree, out)
-        return packing.pack_layer(tree, out)
-
-
-class _Kept:
-    """A kept stream, decompressed in buffers, for `write_stream`."""
-
-    def __init__(self, raw: FileIO) -> None:
-        self._decoded = decoder(detect(os.pread(raw.fileno(), HEAD_SIZE, 0)), raw)
-        self.entries = 0
-        self.size = 0
-
-    def fill(self, buffer: memoryview, /) -> int:
-        try:
-            count = self._decoded.readinto(buffer)
-        except BadArchive:
-            return -1
-        self.size += count
-        return count
-
-
-def _damaged() -> DockpyError:
-    return StoreError("a layer's kept stream is damaged; remove its images and pull them again")
 
 
 def _position(source: BinaryIO | int) -> int | None:
@@ -513,13 +453,3 @@ def unfinished(parent: Path, trash: Trash) -> Iterator[Path]:
                 "store image", failure.errno or errno.EIO, str(directory)
             ) from failure
         raise
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor of a file of the store."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -21,8 +21,10 @@ from dockpy.errors import KernelError, NoSuchImage, StoreError
 from dockpy.image_archive.loading import load
 from dockpy.image_archive.saving import Selected, save
 from dockpy.image_config import chain_ids
-from dockpy.layers import DIFF, META, STREAM, StagedLayer
+from dockpy.layer_streams import STREAM
+from dockpy.layers import META, StagedLayer
 from dockpy.model import Image
+from dockpy.unpacking import DIFF
 from reference.tarblocks import END, file
 from stores import (
     PLAIN,
