@@ -3,10 +3,13 @@
  * ask for once an installer has rewritten it. Found through /proc/self/exe, so that links to it work.
  * An installation for work on dockpy itself has its package elsewhere: SOURCE is that directory.
  */
+#define _POSIX_C_SOURCE 200809L
 #include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef SOURCE
@@ -18,7 +21,19 @@
     "import sys; p = type(sys)('dockpy'); p.__path__ = [sys.argv.pop(1)];" \
     "sys.modules['dockpy'] = p; from dockpy.api.client import main; main()"
 
+/* A timeline (dockpy run --trace, DOCKPY_TRACE) begins here, before the interpreter can look at a clock. */
+static void tell_begin(int argc, char **argv) {
+    static char text[32];
+    struct timespec now;
+    int wanted = getenv("DOCKPY_TRACE") != NULL;
+    for (int i = 1; i < argc && !wanted; i++) wanted = strcmp(argv[i], "--trace") == 0;
+    if (!wanted || clock_gettime(CLOCK_MONOTONIC, &now) != 0) return;
+    snprintf(text, sizeof text, "%lld", (long long)now.tv_sec * 1000000000 + now.tv_nsec);
+    setenv("DOCKPY_TRACE_BEGAN", text, 1);
+}
+
 int main(int argc, char **argv) {
+    tell_begin(argc, argv);
     static const char *const below[] = {
         "../lib/python" PYTHON_VERSION "/site-packages/dockpy",
         "../lib64/python" PYTHON_VERSION "/site-packages/dockpy",

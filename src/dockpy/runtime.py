@@ -58,6 +58,7 @@ from dockpy.settings import command, from_json, merge, merge_environment, to_jso
 from dockpy.supervision import Attachment, Run, Streams, Supervision
 from dockpy.supervisor import CONTAINERS
 from dockpy.tags import TagStore
+from dockpy.trace import DAEMON, OFF, Trace
 from dockpy.truncindex import TruncIndex
 from dockpy.users import Identity
 
@@ -210,7 +211,7 @@ class Runtime:
 
     # -- containers ----------------------------------------------------------------------------
 
-    def create(self, config: Config, name: str | None = None) -> Container:
+    def create(self, config: Config, name: str | None = None, *, trace: Trace = OFF) -> Container:
         """Make a container from `config.image`, ready to start.
 
         Raises NoSuchImage, NameInUse, RequestError for a configuration that cannot work.
@@ -219,6 +220,7 @@ class Runtime:
         merged = merge(image.config, config)
         command(merged)
         self._assembler.check(merged)
+        trace.mark(DAEMON, "image found, configuration checked")
         self._janitor.wait_below(BACKLOG)
         identifier = generate_id()
         with self._lock:
@@ -227,6 +229,7 @@ class Runtime:
         record = Record(identifier, chosen, time.time(), merged, image.id, config.image)
         try:
             self._make(record, image)
+            trace.mark(DAEMON, "container's directories and record written")
             container = Container(self, record, State())
             with self.graph.steady_users():
                 self.graph.get(image.id)  # it may have been removed meanwhile
@@ -396,7 +399,9 @@ class Runtime:
 
     # -- what containers ask (container.Engine) ------------------------------------------------
 
-    def launch(self, container: Container, attach: Sequence[Streams]) -> tuple[Run, Attachments]:
+    def launch(
+        self, container: Container, attach: Sequence[Streams], trace: Trace = OFF
+    ) -> tuple[Run, Attachments]:
         """Start a container's program; on failure nothing is left."""
         record = container.record
         config = record.config
@@ -422,7 +427,7 @@ class Runtime:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(f"{site.directory}/state.json", ns=(0, 0))
         try:
-            started = self._assembler.start(site, attach)
+            started = self._assembler.start(site, attach, trace)
         except BaseException:
             self._janitor.put(lambda: remove_files(files_directory, keep=("config.json",)))
             raise

@@ -59,6 +59,8 @@ def main() -> None:
         if argv and argv[0] in DAEMON:
             become_daemon(root, run, argv[1:])
         client = Client(root, run)
+        if b"--trace" in argv or posix.environ.get(b"DOCKPY_TRACE", b"0") not in (b"", b"0"):
+            client.trace = begun_trace()
         code = client.command(argv)
     except Leave as end:
         code = end.code
@@ -71,6 +73,18 @@ def main() -> None:
         if client is not None:
             client.cook()
     posix._exit(code)
+
+
+def begun_trace() -> "Any":
+    """A trace that knows when this process began, if `launcher.c` said so."""
+    from dockpy.trace import CLIENT, Trace
+
+    trace = Trace()
+    began = posix.environ.get(b"DOCKPY_TRACE_BEGAN", b"")
+    if began.isdigit():
+        trace.at(int(began), CLIENT, "process has begun")
+    trace.mark(CLIENT, "interpreter is up, client imported")
+    return trace
 
 
 def encode(text: str) -> bytes:
@@ -193,6 +207,10 @@ class Client:
         self.keys_to = -1
         self.keys = b""
         self.reading = False
+        self.trace: Any = None
+        """Moments of this command (`dockpy.trace`), if it may be traced."""
+        self.traced = False
+        """It was: the daemon sent its part."""
 
     def command(self, argv: list[bytes]) -> int:
         """The exit code of a command line. Blocks as long as it takes. Leave."""
@@ -200,8 +218,10 @@ class Client:
             wire.RUN, 0, argv, [name + b"=" + value for name, value in posix.environ.items()]
         )
         stdin = 0
+        if self.trace is not None:
+            request.flags |= wire.TRACED
         if posix.isatty(0):
-            request.flags = wire.TERMINAL
+            request.flags |= wire.TERMINAL
             stdin, self.keys_to = posix.pipe2(posix.O_CLOEXEC)
             posix.set_blocking(self.keys_to, False)
         self.ask(request, stdin)
@@ -235,6 +255,8 @@ class Client:
             while words:
                 words = words[posix.write(spilled, words) :]
         connection = self.connect()
+        if self.trace is not None:
+            self.trace.mark("client", "connected to the daemon")
         rights = b"".join([one.to_bytes(4, sys.byteorder) for one in descriptors])
         # The request goes first, and a signal that comes just after it is not lost.
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, RELAYED)
@@ -267,6 +289,9 @@ class Client:
     def obey(self, kind: bytes, rest: bytes) -> int:
         """Do what a packet says; the exit code if that is what it says, or -1."""
         if kind == wire.EXIT:
+            if self.traced:
+                self.trace.mark("client", "has the exit code")
+                say(self.trace.text().encode(errors="surrogateescape"))
             return rest[0] if rest else ENGINE_ERROR
         if kind == wire.RAW:
             self.raw()
@@ -283,6 +308,9 @@ class Client:
             self.resumption = rest
         elif kind == wire.SAY:
             say(rest)
+        elif kind == wire.TRACE and self.trace is not None:
+            self.trace.unpack(rest)
+            self.traced = True
         elif kind == wire.CLOSING:
             self.closing = True
         return -1

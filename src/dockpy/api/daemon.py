@@ -41,6 +41,7 @@ from dockpy.cli.session import Session
 from dockpy.errors import Conflict, DockpyError, Locked, NotFound, RequestError
 from dockpy.model import Status
 from dockpy.runtime import DEFAULT_ROOT, Runtime, run_directory
+from dockpy.trace import DAEMON, Trace
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +237,7 @@ class Client:
         self._terminal = -1
         self.since = time.monotonic()
         self.asked = False
+        self._asked_at = 0
         self._is_raw = threading.Event()
         self.staying = False
         """It is with a container that goes on without us."""
@@ -259,6 +261,7 @@ class Client:
             self._signal(packet[0])
         else:
             self.asked = True
+            self._asked_at = time.monotonic_ns()
             self._server.heard(self)
             self._server.begin(self, packet, descriptors)
 
@@ -304,6 +307,8 @@ class Client:
                     code = handler(session, [os.fsdecode(word) for word in request.argv])
                 else:
                     code = resume(session, request)
+                if session.show_trace:
+                    self._tell_trace(session.trace)
         except Exception:
             log.exception("a client's command failed")
             code = ENGINE_ERROR
@@ -339,6 +344,9 @@ class Client:
             staying_with=self._stay,
             takes_stdin=lambda: self.tell(wire.STDIN),
         )
+        if request.flags & wire.TRACED:
+            session.trace = self._begun_trace()
+            session.show_trace = session.env.get("DOCKPY_TRACE", "0") not in ("", "0")
         with self._lock:
             self._terminal = window
             self._session = session
@@ -353,6 +361,19 @@ class Client:
         finally:
             with self._lock:
                 self._terminal = -1
+
+    def _begun_trace(self) -> Trace:
+        """What was done for this client so far."""
+        trace = Trace()
+        trace.at(int(self.since * 1e9), DAEMON, "client accepted")
+        trace.at(self._asked_at, DAEMON, "request received")
+        trace.mark(DAEMON, "a thread has read the request")
+        return trace
+
+    def _tell_trace(self, trace: Trace) -> None:
+        if trace.on:
+            trace.mark(DAEMON, "command done")
+            self.tell(wire.TRACE + trace.pack(wire.PACKET_LIMIT - 1))
 
     def _set_raw(self, on: bool) -> None:
         """Switch the client's terminal, and wait until raw mode is on, as long as it takes it."""

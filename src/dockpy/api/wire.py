@@ -28,8 +28,8 @@ DESCRIPTOR_LIMIT = 6
 
 RUN, RESUME = 1, 2
 """RUN: the arguments are a command line. RESUME: they are what FOLLOW told."""
-TERMINAL, SPILLED, READING = 1, 2, 4
-"""READING: this client was told STDIN already."""
+TERMINAL, SPILLED, READING, TRACED = 1, 2, 4, 8
+"""READING: this client was told STDIN already. TRACED: it can show a timeline (see `trace`)."""
 
 EXIT = b"x"
 """One byte more: leave with this code."""
@@ -44,6 +44,8 @@ FOLLOW = b"f"
 """The rest: arguments for RESUME, in case this daemon dies."""
 SAY = b"s"
 """The rest: text for standard error."""
+TRACE = b"t"
+"""The rest: what was done when, just before EXIT, if the command is to be traced."""
 CLOSING = b"q"
 """This daemon is ended on purpose: wait for another one, start none."""
 
