@@ -46,7 +46,7 @@ class Trace:
         return table(self.moments)
 
     def pack(self, limit: int) -> bytes:
-        """As one message of at most `limit` bytes; what is noted last is left out of a longer one."""
+        """As one message of at most `limit` bytes, without the last moments if need be."""
         lines = [f"{when} {who} {what}\n" for when, who, what in self.moments]
         packed = "".join(lines).encode()
         return packed if len(packed) <= limit else packed[: packed.rindex(b"\n", 0, limit) + 1]
