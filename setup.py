@@ -52,7 +52,7 @@ class BuildCommand(build_scripts):
         flags = ("-Os", "-s", "-Wall", "-static", f'-DPYTHON_VERSION="{version}"')
         if self.editable_mode:
             flags += (f'-DSOURCE="{SOURCE.resolve()}"',)
-        compile_program(SOURCE / "launcher.c", target, *flags)
+        compile_program(SOURCE / "launcher.c", target, *flags, str(SOURCE / "quick.c"))
         return [str(target)], [str(target)]
 
 

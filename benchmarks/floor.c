@@ -69,13 +69,13 @@ static void make_net(int host_ns, int host_socket, int i) {
     CHECK(setns(host_ns, CLONE_NEWNET)); if (!bridge_index) return;
     struct request r; char name[16]; int peer_index = 2; struct ifinfomsg up = {.ifi_flags = IFF_UP, .ifi_change = IFF_UP}, in = {.ifi_index = peer_index};
     start(&r, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL); put(&r, &up, sizeof up);
-    snprintf(name, sizeof name, "fl%d", i); attr(&r, IFLA_IFNAME, name, strlen(name) + 1); attr(&r, IFLA_MASTER, &bridge_index, 4);
+    snprintf(name, sizeof name, "fl%x.%x", getpid(), i); attr(&r, IFLA_IFNAME, name, strlen(name) + 1); attr(&r, IFLA_MASTER, &bridge_index, 4);
     struct rtattr *info = attr(&r, IFLA_LINKINFO, 0, 0); attr(&r, IFLA_INFO_KIND, "veth", 4);
     struct rtattr *data = attr(&r, IFLA_INFO_DATA, 0, 0), *peer = attr(&r, VETH_INFO_PEER, 0, 0);
     put(&r, &in, sizeof in); attr(&r, IFLA_IFNAME, "eth0", 5); attr(&r, IFLA_NET_NS_FD, &netns, 4);
     end(&r, peer); end(&r, data); end(&r, info); ask(host_socket, &r);
     for (int index = 1; index <= peer_index; index++) { start(&r, RTM_NEWLINK, 0); up.ifi_index = index; put(&r, &up, sizeof up); ask(inside, &r); }
-    struct ifaddrmsg am = {.ifa_family = AF_INET, .ifa_prefixlen = 16, .ifa_index = peer_index}; unsigned a = htonl(0x0ac80002 + i % 60000), gw = htonl(0x0ac80001);
+    struct ifaddrmsg am = {.ifa_family = AF_INET, .ifa_prefixlen = 16, .ifa_index = peer_index}; unsigned a = htonl(0x0ac80002 + (getpid() % 100 * 600 + i) % 60000), gw = htonl(0x0ac80001);
     start(&r, RTM_NEWADDR, NLM_F_CREATE); put(&r, &am, sizeof am); attr(&r, IFA_LOCAL, &a, 4); attr(&r, IFA_ADDRESS, &a, 4); ask(inside, &r);
     struct rtmsg rm = {.rtm_family = AF_INET, .rtm_table = RT_TABLE_MAIN, .rtm_protocol = RTPROT_BOOT, .rtm_scope = RT_SCOPE_UNIVERSE, .rtm_type = RTN_UNICAST};
     start(&r, RTM_NEWROUTE, NLM_F_CREATE); put(&r, &rm, sizeof rm); attr(&r, RTA_GATEWAY, &gw, 4); ask(inside, &r); close(inside);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -13,6 +14,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOOR_SOURCE = Path(__file__).with_name("floor.c")
+
+
+CLONE_NEWNET = 0x40000000
+BRIDGE = "flbr"
+"""The floor's bridge."""
+
+
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def unshare_network() -> None:
+    """A new network namespace for the calling thread and those it starts."""
+    if libc().unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "no network namespace of our own: run it as root")
+
+
+def own_network() -> None:
+    """Go into a new network namespace with a bridge for the floor; all that is started from here
+    on is in it, and nothing of the host's network is touched. Needs root; call it first."""
+    unshare_network()
+    for line in (
+        "link set lo up",
+        f"link add {BRIDGE} type bridge",
+        f"addr add 10.200.0.1/16 dev {BRIDGE}",
+        f"link set {BRIDGE} up",
+    ):
+        subprocess.run(["ip", *line.split()], check=True)
 
 
 class Floor:
@@ -34,12 +63,25 @@ class Floor:
         )
         return [float(line) for line in done.stdout.split()]
 
+    def together(self, rootfs: Path, processes: int, count: int, *options: str) -> None:
+        """`count` starts by each of several processes at once."""
+        running = []
+        for number in range(processes):
+            work = self.work / str(number)
+            work.mkdir(exist_ok=True)
+            words = [str(count), str(rootfs), str(work), "raw", *options]
+            running.append(subprocess.Popen([str(self.program), *words], stdout=subprocess.DEVNULL))
+        for one in running:
+            if one.wait():
+                raise RuntimeError(f"a floor ended with {one.returncode}")
+
 
 @contextlib.contextmanager
-def docker(directory: Path) -> Iterator[list[str] | None]:
-    """A dockerd of our own without networks: the command to talk to it; None when it is not here.
+def docker(directory: Path, *, network: bool = False) -> Iterator[list[str] | None]:
+    """A dockerd of our own: the command to talk to it; None when it is not here.
 
-    Its sockets and data lie in `directory`; it is ended by its pid.
+    With `network` it has its bridge and rules: only where `own_network` was called. Its sockets
+    and data lie in `directory`; it is ended by its pid.
     """
     client, server = shutil.which("docker", path="/usr/bin:/bin"), shutil.which("dockerd")
     if client is None or server is None:
@@ -55,8 +97,7 @@ def docker(directory: Path) -> Iterator[list[str] | None]:
                 *("--exec-root", str(directory / "docker-exec")),
                 *("-H", f"unix://{socket}"),
                 *("-p", str(pidfile)),
-                "--bridge=none",
-                "--iptables=false",
+                *([] if network else ("--bridge=none", "--iptables=false")),
                 "--ip6tables=false",
             ],
             stdout=log,
@@ -116,9 +157,9 @@ def wall(command: list[str]) -> float:
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
+def scratch(parent: Path = Path("/var/tmp")) -> Iterator[Path]:
     """A directory on a real file system for everything a benchmark makes."""
-    directory = Path(tempfile.mkdtemp(prefix="dockpy-bench-", dir="/var/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="dockpy-bench-", dir=parent))
     try:
         yield directory
     finally:

@@ -1,6 +1,7 @@
 """Pulling and pushing an image beside docker and podman, through a registry on loopback.
 
     python -m benchmarks.registry --root TAR [--layers N] [--rounds N] [--only NAME ...] [--no-push]
+                                  [--command DOCKPY]
 
 The image has N layers, each the archive of a root file system under a directory of its own, gzip
 level 6 as docker makes them. The registry is Debian's docker-registry. Contestants take turns in
@@ -8,7 +9,11 @@ every round; every round has an image of its own and nothing is removed before t
 creating files is slower for minutes after a mass delete. `floor` is two of a pull's parts, each
 alone: the transfer of all blobs, and inflating all of them one after another. Pushes go to an empty
 registry; `dockpy, packed` is a push of an image whose blobs are not kept, so that every layer is
-packed and compressed as docker does it. The memory is the daemon's VmHWM above idle. Needs root.
+packed and compressed as docker does it. `everything present` is a pull right after the first one;
+`the registry's two answers` are what it asks for, asked by this program. Processor seconds are
+those of client and daemon together, without the registry's: neighbours do not change them much. The
+memory is the daemon's VmHWM above idle. `--command`: an installed dockpy, for the client's side;
+`python -m dockpy` else. Needs root.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import shutil
@@ -30,8 +36,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.peers import docker, podman, scratch, wall
+from benchmarks.processors import spent
 from benchmarks.samples import Samples, table
 
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 CONFIGURATION = """version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
@@ -41,8 +49,8 @@ http: {{addr: "127.0.0.1:{port}"}}
 
 
 @contextlib.contextmanager
-def registry(directory: Path) -> Iterator[str]:
-    """docker-registry over an empty directory; its address."""
+def registry(directory: Path) -> Iterator[tuple[str, int]]:
+    """docker-registry over an empty directory; its address and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,7 +69,7 @@ def registry(directory: Path) -> Iterator[str]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.05)
-        yield f"localhost:{port}"
+        yield f"localhost:{port}", process.pid
     finally:
         process.terminate()
         process.wait()
@@ -100,18 +108,17 @@ def make_image(archive: Path, layers: int, place: Path, serial: int) -> int:
         )
     )
     manifest = place / "manifest"
-    kind = "application/vnd.oci.image.manifest.v1+json"
     manifest.write_text(
         json.dumps(
             {
                 "schemaVersion": 2,
-                "mediaType": kind,
+                "mediaType": MANIFEST,
                 "config": store(blobs, config, "application/vnd.oci.image.config.v1+json"),
                 "layers": described,
             }
         )
     )
-    entry = store(blobs, manifest, kind)
+    entry = store(blobs, manifest, MANIFEST)
     entry["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
     (place / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (place / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
@@ -138,7 +145,7 @@ def store(blobs: Path, path: Path, kind: str) -> dict[str, object]:
 class Dockpy:
     """A daemon of our own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, command: str | None) -> None:
         self.root = directory / "dockpy"
         self.environment = {
             **os.environ,
@@ -146,11 +153,24 @@ class Dockpy:
             "DOCKPY_RUN": f"/dev/shm/{directory.name}",
             "PYTHONPATH": str(SOURCE),
         }
-        self.command = [sys.executable, "-m", "dockpy"]
+        sources = [sys.executable, "-m", "dockpy"]
+        self.command = [command] if command else sources
         os.environ.update(self.environment)  # for `wall`
-        self.process = subprocess.Popen([*self.command, "daemon"], stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*sources, "daemon"], stderr=subprocess.DEVNULL)
+        self._await()
         self.run("images")
         self.idle = self.peak()
+
+    def _await(self) -> None:
+        """Until it is there: a client that finds none would start another."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                if (self.root / "lock").read_text().strip() == str(self.process.pid):
+                    self.run("version")
+                    return
+            time.sleep(0.05)
+        raise SystemExit("dockpy's daemon does not come up")
 
     def run(self, *words: str) -> None:
         subprocess.run([*self.command, *words], check=True, stdout=subprocess.DEVNULL)
@@ -195,6 +215,19 @@ def floor(layout: Path, host: str) -> dict[str, float]:
     return found
 
 
+def answers(host: str, tag: str) -> float:
+    """Milliseconds until the registry has answered what a pull asks that has everything."""
+    connection = http.client.HTTPConnection(host)
+    connection.connect()
+    began = time.perf_counter()
+    for path in ("/v2/", f"/v2/bench/manifests/{tag}"):
+        connection.request("GET", path, headers={"Accept": MANIFEST})
+        connection.getresponse().read()
+    took = (time.perf_counter() - began) * 1e3
+    connection.close()
+    return took
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--root", type=Path, required=True, help="tar of a root file system")
@@ -202,14 +235,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--no-push", action="store_true")
+    parser.add_argument("--command", help="an installed dockpy")
     options = parser.parse_args()
     pulls: dict[str, Samples] = {}
     pushes: dict[str, Samples] = {}
-    again = Samples("dockpy, everything present")
+    again, asked = Samples("dockpy, everything present"), Samples("the registry's two answers")
+    processors: dict[str, Samples] = {}
     parts: dict[str, Samples] = {}
+    pulled_peak = 0
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(scratch())
-        host = stack.enter_context(registry(place / "registry"))
+        host, served_by = stack.enter_context(registry(place / "registry"))
         for serial in range(options.rounds):
             layout = place / f"layout{serial}"
             unpacked = make_image(options.root, options.layers, layout, serial)
@@ -220,7 +256,7 @@ def main() -> None:
                 ],
                 check=True,
             )
-        ours = Dockpy(place)
+        ours = Dockpy(place, options.command)
         stack.callback(ours.close)
         contestants: dict[str, list[str]] = {"dockpy": ours.command}
         moby = stack.enter_context(docker(place))
@@ -241,19 +277,29 @@ def main() -> None:
             for name, command in contestants.items():
                 os.sync()
                 pull = [shutil.which(command[0]) or command[0], *command[1:], "pull", "-q"]
+                before = spent(without=(served_by,))
                 took = wall([*pull, *plain.get(name, []), image])
+                cost = spent(without=(served_by,)) - before
                 pulls.setdefault(name, Samples(f"{name} pull")).values.append(took)
+                processors.setdefault(name, Samples(name, unit="s")).values.append(cost)
                 if name == "dockpy":
-                    again.values.extend(wall([*pull, image]) for _ in range(3))
+                    again.values.extend(wall([*pull, image]) for _ in range(5))
+                    asked.values.extend(answers(host, str(serial)) for _ in range(5))
+                    pulled_peak = ours.peak() - ours.idle
             if not options.no_push:
                 push_round(contestants, plain, place, image, ours, pushes)
         peak = ours.peak() - ours.idle
         reference = pulls.get("docker")
         print(f"{options.layers} layers, {unpacked / 1e6:.0f} MB of tar streams")
-        print(table("pull", [*pulls.values(), *parts.values(), again], reference))
+        print(table("pull", [*pulls.values(), *parts.values(), again, asked], reference))
+        costs = list(processors.values())
+        print(table("pull: processor seconds", costs, processors.get("docker")))
         if pushes:
             print(table("push to an empty registry", list(pushes.values()), pushes.get("docker")))
-        print(f"dockpy's daemon: {peak / 1024:.0f} MiB above idle at most")
+        print(
+            f"dockpy's daemon: {peak / 1024:.0f} MiB above idle at most, "
+            f"{pulled_peak / 1024:.0f} before the last round's pushes"
+        )
 
 
 def push_round(
@@ -273,7 +319,7 @@ def push_round(
     for name, command, prepare in variants:
         prepare()
         directory = place / "pushed"
-        with registry(directory) as host:
+        with registry(directory) as (host, _):
             target = f"{host}/bench:latest"
             subprocess.run([*command, "tag", image, target], check=True)
             os.sync()

@@ -14,8 +14,16 @@ from dockpy.cli import main
 from dockpy.cli.engine import Engine
 from dockpy.cli.session import Session
 from dockpy.container import Record
-from dockpy.errors import Conflict, DockpyError, NoSuchContainer, NoSuchImage, RegistryError
+from dockpy.errors import (
+    Conflict,
+    DockpyError,
+    NoSuchContainer,
+    NoSuchImage,
+    NotFound,
+    RegistryError,
+)
 from dockpy.model import Config, Image, State, Status
+from dockpy.network.values import Lease, Network, Wish
 from dockpy.references import parse
 from dockpy.registry.pull import Pulled
 from dockpy.registry.push import Pushed
@@ -171,7 +179,7 @@ class FakeGraph:
                 found.setdefault(image.parent, []).append(image)
         return found
 
-    def lower_directories(self, image: Image) -> list[Path]:
+    def directory_names(self, image: Image) -> list[Path]:
         return [Path("/layers") / layer for layer in reversed(image.layers)]
 
     def steady_users(self) -> AbstractContextManager[None]:
@@ -223,6 +231,7 @@ class FakeInfo:
     cpus: int = 2
     memory: int = 4 << 30
     cgroup: str = "hybrid"
+    dying_networks: int = 0
     warnings: tuple[str, ...] = ("a warning",)
 
 
@@ -254,6 +263,54 @@ class FakeRegistries:
 
 
 @dataclass
+class FakeNetworks:
+    """Networks by name; `leases` is what running containers have."""
+
+    made: dict[str, Network] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    joined: dict[str, list[str]] = field(default_factory=dict)
+
+    def all(self) -> list[Network]:
+        return list(self.made.values())
+
+    def get(self, reference: str) -> Network:
+        if reference == "bridge" and "bridge" not in self.made:
+            self.made["bridge"] = Network(
+                id="b" * 64, name="bridge", bridge="dockpy0", subnet="172.30.0.0/16"
+            )
+        for one in self.made.values():
+            if one.name == reference or one.id.startswith(reference):
+                return one
+        raise NotFound("network", reference)
+
+    def create(self, name: str, **asked: Any) -> Network:
+        asked["subnet"] = asked["subnet"] or "10.216.0.0/22"
+        number = "0123456789"[len(self.made)]
+        self.made[name] = Network(
+            id=number * 64, name=name, bridge=f"dpy-{number * 6}", created=NOW, **asked
+        )
+        return self.made[name]
+
+    def remove(self, network: Network) -> None:
+        if self.users(network):
+            raise Conflict(f"network {network.name} is in use")
+        del self.made[network.name]
+
+    def users(self, network: Network) -> list[str]:
+        return [
+            container
+            for container, lease in self.leases.items()
+            if any(one.network == network.id for one in lease.endpoints)
+        ]
+
+    def members(self, network: Network) -> list[str]:
+        return [one for one, names in self.joined.items() if network.name in names]
+
+    def lease(self, container: str) -> Lease | None:
+        return self.leases.get(container)
+
+
+@dataclass
 class FakeEngine:
     """`base` is an image; created containers are numbered from a."""
 
@@ -269,6 +326,7 @@ class FakeEngine:
     on_kill: Callable[[FakeContainer, int], None] = lambda _container, _number: None
     on_log: Callable[[FakeContainer, dict[str, Any]], None] = lambda _container, _selection: None
     registries: FakeRegistries = field(default_factory=FakeRegistries)
+    networks: FakeNetworks = field(default_factory=FakeNetworks)
     tags: FakeTags = field(init=False)
 
     def __post_init__(self) -> None:
@@ -324,6 +382,12 @@ class FakeEngine:
 
     def containers_of(self, image: Image) -> Sequence[FakeContainer]:
         return [one for one in self.containers if one.record.image_id == image.id]
+
+    def join_network(self, container: FakeContainer, network: Network, wish: Wish) -> None:
+        self.networks.joined.setdefault(container.id, []).append(network.name)
+
+    def leave_network(self, container: FakeContainer, network: Network) -> None:
+        self.networks.joined[container.id].remove(network.name)
 
     def info(self) -> FakeInfo:
         return FakeInfo()

@@ -7,9 +7,11 @@ line are in end_to_end/.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +31,25 @@ if TYPE_CHECKING:
 
 # -- needs -------------------------------------------------------------------------------------
 
+CLONE_NEWNET = 0x40000000  # unshare(2)
 NEEDS = pytest.StashKey[Needs]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    leave_host_network()
     config.stash[NEEDS] = Needs(PROBES, require_all=os.environ.get("DOCKPY_REQUIRE_ALL") == "1")
+
+
+def leave_host_network() -> None:
+    """All tests run in a network namespace of their own: the engines' bridges, rules and routing
+    never touch the host's. Without root the tests that need it are skipped anyway."""
+    if os.geteuid() or os.environ.get("DOCKPY_TEST_NETWORK") == "own":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        return  # not allowed here: what needs a network says so itself
+    os.environ["DOCKPY_TEST_NETWORK"] = "own"
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def wanted(item: pytest.Item) -> list[str]:
@@ -181,7 +197,10 @@ def module_engine(
         first = runtime.create(Config(image="base", cmd=("/bin/true",)))
         first.run()
         runtime.destroy(first)
+        runtime.networks.prepare()
         deadline = time.monotonic() + patient(5)
-        while os.listdir(runtime.root / "containers") and time.monotonic() < deadline:
+        while time.monotonic() < deadline and (
+            os.listdir(runtime.root / "containers") or not runtime.networks.ready
+        ):
             time.sleep(0.01)
         yield runtime

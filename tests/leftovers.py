@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -21,6 +22,8 @@ from patience import patient
 GRACE = patient(8.0)
 """Seconds for the engine's background clean-up and the kernel's deferred one."""
 STEP = 0.05
+READY = ("descriptor of net:[N]", "descriptor of /")
+DEFAULT = re.compile(r"link (dv[0-9a-f]{10}|dpy[0-9a-f]{8}|dockpy0(\.\d+)?)$")
 
 Count = Counter[str]
 
@@ -37,6 +40,12 @@ def descriptors() -> Count:
     return found
 
 
+def settled_descriptors() -> Count:
+    """Descriptors without those of network namespaces and their sysfs: an engine has some ready,
+    and makes others in their place a moment after one was taken."""
+    return Counter({name: count for name, count in descriptors().items() if name not in READY})
+
+
 def children() -> Count:
     """Children of every thread of this process, zombies included."""
     found: Count = Counter()
@@ -49,13 +58,21 @@ def children() -> Count:
             try:
                 comm, state = _stat(pid)
                 # Not the name it has just now: one that comes up gives itself another.
-                program = os.path.basename(
-                    Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-                )
+                program = _program(pid) if state != "Z" else ""
             except OSError:
                 continue
             found[f"zombie {pid} ({comm})" if state == "Z" else f"child {pid} ({program})"] += 1
     return found
+
+
+def _program(pid: str) -> str:
+    """What a process executes; vfork(2) returns a moment before its arguments can be read."""
+    for _ in range(20):
+        program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+        if program:
+            return os.path.basename(program)
+        time.sleep(0.005)
+    return ""
 
 
 def _stat(pid: str) -> tuple[str, str]:
@@ -92,7 +109,13 @@ def cgroups() -> Count:
 
 
 def links() -> Count:
-    return Counter(f"link {name}" for name in os.listdir("/sys/class/net"))
+    """Network links, without the default network's of an engine: they come with its first container
+    and go with the engine."""
+    return Counter({name: count for name, count in all_links().items() if not DEFAULT.match(name)})
+
+
+def all_links() -> Count:
+    return Counter(f"link {name}" for _, name in socket.if_nameindex())
 
 
 def nft_tables() -> Count:
@@ -116,7 +139,7 @@ def walk(top: Path) -> list[Path]:
 
 
 OWN: Mapping[str, Callable[[], Count]] = {
-    "descriptors": descriptors,
+    "descriptors": settled_descriptors,
     "children": children,
     "threads": threads,
 }
@@ -128,9 +151,11 @@ HOST: Mapping[str, Callable[[], Count]] = {
     "run entries": run_entries,
 }
 """What others change too: counted where nobody else runs dockpy (DOCKPY_COUNT_HOST=1)."""
-SLOW: Mapping[str, Callable[[], Count]] = {"nft tables": nft_tables}
-"""Of the host too, and a program must be started for it: counted around a whole module."""
-COUNTS = {**OWN, **HOST, **SLOW}
+MODULE: Mapping[str, Callable[[], Count]] = {"all descriptors": descriptors}
+"""What an engine of this process has ready: counted around a whole module."""
+SLOW: Mapping[str, Callable[[], Count]] = {"nft tables": nft_tables, "all links": all_links}
+"""Of the host too, and made with the first container: counted around a whole module."""
+COUNTS = {**OWN, **HOST, **MODULE, **SLOW}
 
 
 def around_test(*, host: bool) -> dict[str, Count]:
@@ -140,7 +165,7 @@ def around_test(*, host: bool) -> dict[str, Count]:
 
 def around_module(*, host: bool) -> dict[str, Count]:
     """The counts to take before a module's first fixture: what its shared fixtures leave."""
-    return {name: count() for name, count in (COUNTS if host else OWN).items()}
+    return {name: count() for name, count in (COUNTS if host else {**OWN, **MODULE}).items()}
 
 
 def left(before: Mapping[str, Count]) -> list[str]:

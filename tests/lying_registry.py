@@ -52,6 +52,8 @@ class Exchange(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: Server
+    last = False
+    """Whether answers say that the connection ends behind them."""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -72,6 +74,8 @@ class Exchange(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
+        if self.last:
+            self.send_header("Connection", "close")  # BaseHTTPRequestHandler acts on it
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

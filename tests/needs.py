@@ -406,6 +406,19 @@ def _found(find: Callable[[], object]) -> Callable[[], None]:
     return probe
 
 
+def _ctnetlink() -> None:
+    """Tracked connections can be listed (nf_conntrack_netlink)."""
+    from dockpy.network.conntrack import GET, SUBSYSTEM
+    from dockpy.network.nfnetlink import Netfilter
+    from dockpy.network.nft import Family
+
+    asked = Netfilter()
+    try:
+        asked.dump(GET, Family.IPV4, b"", "list tracked connections", SUBSYSTEM)
+    finally:
+        asked.close()
+
+
 PROBES: Mapping[str, Callable[[], None]] = {
     "root": _root,
     "mount_namespace": _namespace(CLONE_NEWNS),
@@ -414,6 +427,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "cgroup_namespace": _namespace(CLONE_NEWCGROUP),
     "userns": _namespace(CLONE_NEWUSER),
     "netns": _namespace(CLONE_NEWNET),
+    "ctnetlink": _ctnetlink,
     "overlay": _overlay,
     "devpts": _devpts,
     "mknod": _mknod,
@@ -436,6 +450,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "cpu_limit": _controller("cpu", "cpu.cfs_quota_us", "cpu.max"),
     "cpuset": _controller("cpuset", "cpuset.cpus", "cpuset.cpus"),
     "kvm": _kvm,
+    "musl": _found(lambda: _tool("musl-gcc")),
     "busybox": _found(busybox_path),
     "docker_profile": _found(docker_profile_path),
     "debian_root": _found(debian_root_path),
@@ -444,12 +459,14 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "docker_registry": _found(lambda: _tool("docker-registry")),
     "htpasswd": _found(lambda: _tool("htpasswd")),
     "openssl": _found(lambda: _tool("openssl")),
+    "tinyproxy": _found(lambda: _tool("tinyproxy")),
     "skopeo": _found(lambda: _tool("skopeo")),
     "podman": _found(lambda: _tool("podman")),
     "umoci": _found(lambda: _tool("umoci")),
     "dockerd": _found(lambda: _tool("dockerd")),
     "nft": _run_tool("nft", "list", "tables"),
     "ip": _run_tool("ip", "link", "show", "lo"),
+    "iptables": _run_tool("iptables-nft", "--version"),
 }
 
 

@@ -38,8 +38,8 @@ def run(*command: str | Path, input: bytes = b"") -> bytes:
     return done.stdout
 
 
-def make_certificate(directory: Path) -> Certificate:
-    """An authority of the test's own, and its certificate for this machine."""
+def make_certificate(directory: Path, *names: str) -> Certificate:
+    """An authority of the test's own, and its certificate for this machine and other names."""
     authority, key = directory / "authority.crt", directory / "server.key"
     new = ("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-sha256")
     run(
@@ -47,7 +47,8 @@ def make_certificate(directory: Path) -> Certificate:
         *("-keyout", directory / "authority.key", "-out", authority),
     )
     run(*new, "-subj", "/CN=localhost", "-keyout", key, "-out", directory / "server.csr")
-    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    alternatives = ",".join(["DNS:localhost", "IP:127.0.0.1", *(f"DNS:{name}" for name in names)])
+    (directory / "names").write_text(f"subjectAltName={alternatives}\n")
     run(
         *("openssl", "x509", "-req", "-days", "2", "-sha256", "-CAcreateserial"),
         *("-in", directory / "server.csr", "-extfile", directory / "names"),

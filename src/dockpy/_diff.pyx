@@ -253,12 +253,21 @@ cdef class Comparison:
         None: it failed."""
         cdef int failed
         with nogil:
-            failed = self.walk()
+            failed = self.walk() or self.sort(False)
         if failed:
             return None
         if self.found_count == 0:
             return b"", b""
         return self.sorted.data[:self.sorted.size], self.letters.data[:self.letters.size]
+
+    def lines(self) -> bytes | None:
+        """The same as text: a letter, a space, the path and a newline for each."""
+        cdef int failed
+        with nogil:
+            failed = self.walk() or self.sort(True)
+        if failed:
+            return None
+        return self.sorted.data[:self.sorted.size] if self.found_count else b""
 
     # -- failures
 
@@ -304,7 +313,7 @@ cdef class Comparison:
                     return -1
             elif (frame.hides and self.uncover(frame) != 0) or self.leave() != 0:
                 return -1
-        return self.sort()
+        return 0
 
     cdef int compare(self, Frame *frame, const char *name, uint8_t kind) noexcept nogil:
         """One name of the upper."""
@@ -658,8 +667,9 @@ cdef class Comparison:
         self.found_count += 1
         return 0
 
-    cdef int sort(self) noexcept nogil:
-        cdef size_t i, at = 0
+    cdef int sort(self, bint as_lines) noexcept nogil:
+        """Into `sorted` and `letters`, or as lines into `sorted` alone."""
+        cdef size_t i, size, at = 0
         cdef const char **paths = <const char **>malloc((self.found_count + 1) * sizeof(char *))
         cdef int failed = 0
         if paths == NULL:
@@ -672,7 +682,13 @@ cdef class Comparison:
         self.sorted.size = 0
         self.letters.size = 0
         for i in range(self.found_count):
-            failed = failed or append(&self.letters, paths[i] - 1, 1) or append(
-                &self.sorted, paths[i], strlen(paths[i]) + 1)
+            size = strlen(paths[i])
+            if as_lines:
+                failed = (failed or append(&self.sorted, paths[i] - 1, 1)
+                          or append(&self.sorted, b" ", 1) or append(&self.sorted, paths[i], size)
+                          or append(&self.sorted, b"\n", 1))
+            else:
+                failed = (failed or append(&self.letters, paths[i] - 1, 1)
+                          or append(&self.sorted, paths[i], size + 1))
         free(paths)
         return self.no_memory() if failed else 0

@@ -10,6 +10,9 @@ class Packer:
     error: int
     entries: int
     size: int
+    content: int
+    metadata: int
+    longest: int
     def __new__(cls, directory: int, *, name: bytes, leaf: bytes = b"", layer: bool) -> Self: ...
     @property
     def name(self) -> bytes: ...

@@ -8,7 +8,8 @@ Facts, and where they come from:
   fits of a name, and 0 for a number. Names that are not ASCII are PAX records too, as raw bytes: GNU
   tar and Go's archive/tar write them so, and no reader agrees on what they mean in a ustar field.
 - Extended attributes are records `SCHILY.xattr.NAME` with the raw value; GNU tar writes `=` and `%`
-  of a name as %3D and %25. Other than security.capability, labels of `security.` belong to the host.
+  of a name as %3D and %25, and reads any other `%` as it is: so only one that would be misread is
+  coded, which Go and others do not know. Other than security.capability, labels of `security.` belong to the host.
 - overlayfs has character device 0:0, or an empty file with trusted.overlay.whiteout, for a deleted
   name, and trusted.overlay.opaque=y for a directory that hides the ones below (kernel,
   Documentation/filesystems/overlayfs.rst); a layer says `.wh.NAME` and `.wh..wh..opq` (OCI image
@@ -243,6 +244,9 @@ cdef class Packer:
     cdef readonly int error
     cdef readonly uint64_t entries
     cdef readonly uint64_t size  # bytes of the stream until now
+    cdef readonly uint64_t content  # of it of files, those that are announced included
+    cdef readonly uint64_t metadata  # most bytes of PAX records that an entry had
+    cdef readonly uint64_t longest  # most bytes of a name
     cdef int directory
     cdef bint layer
     cdef bint careful  # devices could be opened by mistake in the directory at hand
@@ -655,6 +659,7 @@ cdef class Packer:
             return 0 if linked > 0 else -1
         if self.header(c"0", NULL, 0, self.info.st_size, fd) != 0:
             return -1
+        self.content += <uint64_t>self.info.st_size
         self.remaining = self.info.st_size
         self.filler = -self.info.st_size & (BLOCK - 1)
         return 0
@@ -845,6 +850,7 @@ cdef class Packer:
         cdef ssize_t got
         cdef bint long_name = False
         self.records.size = 0
+        self.longest = max(self.longest, <uint64_t>self.path.size)
         if not dp_is_ascii(self.path.data, self.path.size):
             long_name = True
         elif self.path.size > 100:
@@ -872,6 +878,7 @@ cdef class Packer:
             if add_attribute(&self.records, &self.key, self.attributes[i], self.value, <size_t>got):
                 return self.no_memory()
         if self.records.size:
+            self.metadata = max(self.metadata, <uint64_t>self.records.size)
             block = self.new_block()
             if block == NULL:
                 return -1

@@ -164,6 +164,8 @@ cdef class TarReader:
     cdef int pax(self, const char *data, size_t size, bint everywhere) noexcept nogil
     cdef int pax_record(self, const char *key, size_t key_size, const char *value, size_t size,
                         bint everywhere) noexcept nogil
+    cdef int keep_coded_attribute(self, const char *name, size_t name_size, const char *value,
+                                  size_t size) noexcept nogil
     cdef int keep_attribute(self, const char *name, size_t name_size, const char *value,
                             size_t size) noexcept nogil
     cdef int keep_acl(self, const char *name, const char *text, size_t size) noexcept nogil

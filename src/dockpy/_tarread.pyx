@@ -10,6 +10,8 @@ Facts, and where they come from:
 - PAX records win over GNU's long names, and these over the header. An empty value takes a record
   back. What a global header says about names, sizes or attributes would be said of every entry.
 - Names are bytes, and hostile: absolute ones, `.` and `..` inside, NUL and empty parts are refused.
+- A PAX keyword cannot hold `=`: GNU tar writes it in a SCHILY.xattr name as %3D and `%` as %25, and
+  reads these two back, in capitals, and no other (GNU tar 1.34, tried both ways).
 - Access control lists come as text (`_acl`); those of NFSv4 (SCHILY.acl.ace) and Solaris (type A)
   have no place in Linux and are left out.
 
@@ -446,7 +448,7 @@ cdef class TarReader:
         if begins(key, key_size, b"SCHILY.xattr."):
             if everywhere:
                 return self.fail(GLOBAL_OVERRIDE)
-            return self.keep_attribute(key + 13, key_size - 13, value, size)
+            return self.keep_coded_attribute(key + 13, key_size - 13, value, size)
         if same(key, key_size, b"SCHILY.acl.access") or same(key, key_size, b"SCHILY.acl.default"):
             if everywhere:
                 return self.fail(GLOBAL_OVERRIDE)
@@ -459,6 +461,22 @@ cdef class TarReader:
                 return self.fail(GLOBAL_OVERRIDE)
             return self.pax_sparse(key + 11, key_size - 11, value, size)
         return 0
+
+    cdef int keep_coded_attribute(self, const char *name, size_t name_size, const char *value,
+                                  size_t size) noexcept nogil:
+        """Names come as they are, but for `=` and `%`. Decoded before it is judged whose they are."""
+        cdef char plain[NAME_LIMIT]
+        cdef size_t at = 0, length = 0
+        while at < name_size:
+            if length == NAME_LIMIT:
+                return self.fail(BAD_ATTRIBUTE)
+            plain[length] = name[at]
+            if begins(name + at, name_size - at, b"%3D") or begins(name + at, name_size - at, b"%25"):
+                plain[length] = c"=" if name[at + 1] == c"3" else c"%"
+                at += 2
+            length += 1
+            at += 1
+        return self.keep_attribute(plain, length, value, size)
 
     cdef int keep_attribute(self, const char *name, size_t name_size, const char *value,
                             size_t size) noexcept nogil:

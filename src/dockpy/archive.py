@@ -26,8 +26,8 @@ from dockpy.skeleton import SkeletonWriter
 
 __all__ = ["Budget", "Compression", "Extracted", "detect", "extract", "extract_into", "remove"]
 
-_BUFFERS = 8
-_BUFFER_SIZE = 512 << 10
+_BUFFERS = 4
+_BUFFER_SIZE = 256 << 10  # larger ones leave the caches before the next thread has them
 
 # What the kernel says about names and sizes an archive chose.
 _ARCHIVE_FAULTS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.EINVAL}

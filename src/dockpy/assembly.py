@@ -14,7 +14,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
@@ -59,6 +59,8 @@ class Site:
     files_directory: str
     """Where they are written: on a tmpfs."""
     hostname: str
+    network: Network | Literal["none", "host"] = "none"
+    """A namespace with all that belongs in it, the caller's; `none`: a new one with loopback."""
     identity: Identity | None = None
     """Known already (same image, same user, nothing written yet): no look-up."""
 
@@ -139,11 +141,11 @@ class Assembler:
                 return self._start(site, attach, trace)
             except SupervisorLost:
                 undo(site, logged)
+                site = again(site)
         return self._start(site, attach, trace)
 
     def check(self, config: Config) -> None:
         """Refuse a configuration that no start could carry out, before anything is made."""
-        network(config.network_mode)
         capabilities = self.capabilities(config)
         self.filters.get(config.seccomp, capabilities)
         self.rlimits(config)
@@ -232,8 +234,7 @@ class Assembler:
         ]
         trace.mark(DAEMON, "/etc files written, binds cloned")
         capabilities = self.capabilities(config)
-        kind = network(config.network_mode)
-        ready = self._network(pile, kind)
+        ready = self._network(pile, site.network)
         trace.mark(DAEMON, "network namespace taken")
         spec = StartSpec(
             root_slot=0,
@@ -251,8 +252,10 @@ class Assembler:
             stdout_slot=slot(theirs.stdout) if theirs.stdout >= 0 else None,
             stderr_slot=slot(theirs.stderr) if theirs.stderr >= 0 else None,
             cgroup_tasks_slots=tasks,
-            network=kind if ready is None else slot(ready.namespace),
-            sysfs_slot=None if ready is None or ready.sysfs is None else slot(ready.sysfs),
+            network=slot(ready.namespace) if isinstance(ready, Network) else ready,
+            sysfs_slot=slot(ready.sysfs)
+            if isinstance(ready, Network) and ready.sysfs is not None
+            else None,
             capabilities=capabilities,
             seccomp=self.filters.get(config.seccomp, capabilities),
             no_new_privileges=config.no_new_privileges,
@@ -286,10 +289,14 @@ class Assembler:
             labels=plan.labels if trace.on else (),
         )
 
-    def _network(self, pile: Pile, kind: Literal["none", "host"]) -> Network | None:
+    def _network(
+        self, pile: Pile, wanted: Network | Literal["none", "host"]
+    ) -> Network | Literal["none", "host"]:
         """A namespace made ahead, where there is one and the child wants its own."""
-        ready = self._namespaces.take() if kind == "none" else None
-        for descriptor in () if ready is None else ready.descriptors():
+        ready = self._namespaces.take() if wanted == "none" else None
+        if ready is None:
+            return wanted
+        for descriptor in ready.descriptors():
             pile.add(descriptor)
         return ready
 
@@ -375,6 +382,13 @@ def log_size(site: Site) -> int:
         return 0
 
 
+def again(site: Site) -> Site:
+    """For one more try: a sysfs that was made ahead can be attached once."""
+    if isinstance(site.network, Network):
+        return replace(site, network=Network(site.network.namespace, None))
+    return site
+
+
 def undo(site: Site, logged: int) -> None:
     """Take back what a start whose supervisor died may have left: lines, and a disposable upper.
 
@@ -434,11 +448,3 @@ def device_nodes(config: Config) -> tuple[tuple[str, str, int, int, int], ...]:
             if node[0] not in OWN_DEVICES and not node[0].startswith(OWN_DIRECTORIES):
                 nodes.setdefault(node[0], node)
     return tuple(nodes.values())
-
-
-def network(mode: str) -> Literal["none", "host"]:
-    if mode == "none":
-        return "none"
-    if mode == "host":
-        return "host"
-    raise RequestError(f"network {mode!r} is not available; use none or host")

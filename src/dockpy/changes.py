@@ -9,10 +9,10 @@ from itertools import repeat
 from typing import Any
 
 from dockpy._diff import KERNEL_STEPS, TREE_PROBLEMS, Comparison
-from dockpy.errors import KernelError, RequestError
+from dockpy.errors import DockpyError, KernelError, RequestError
 from dockpy.model import Change, ChangeKind
 
-__all__ = ["Change", "ChangeKind", "changes"]
+__all__ = ["Change", "ChangeKind", "change_lines", "changes"]
 
 MOUNT_POINTS = ("dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/resolv.conf")
 """What every start mounts on: made in the upper when an image deletes it. Docker does not tell it
@@ -30,16 +30,38 @@ def changes(
     out. Blocks; reads no file. Raises KernelError for what the kernel refuses, RequestError for an
     upper that was mounted with redirect_dir or that is torn apart while it is read.
     """
-    comparison = Comparison(
-        upper, list(lowers), mount_points=[os.fsencode(point) for point in mount_points]
-    )
+    comparison = _comparison(upper, lowers, mount_points)
     found = comparison.run()
     if found is None:
-        name = os.fsdecode(b"/" + comparison.name)
-        if comparison.problem in TREE_PROBLEMS:
-            raise RequestError(f"{TREE_PROBLEMS[comparison.problem]} (at {name!r})")
-        raise KernelError(KERNEL_STEPS[comparison.problem], comparison.error, name)
+        raise _failure(comparison)
     return _values(*found)
+
+
+def change_lines(
+    upper: int, lowers: Sequence[int], *, mount_points: Sequence[str] = MOUNT_POINTS
+) -> bytes:
+    """What `changes` tells, as text: `A /path` and a newline for each; paths byte for byte.
+
+    For those who print it: 20,000 values and their text would take half the time of finding them.
+    Blocks and raises as `changes` does.
+    """
+    comparison = _comparison(upper, lowers, mount_points)
+    found = comparison.lines()
+    if found is None:
+        raise _failure(comparison)
+    return found
+
+
+def _comparison(upper: int, lowers: Sequence[int], mount_points: Sequence[str]) -> Comparison:
+    points = [os.fsencode(point) for point in mount_points]
+    return Comparison(upper, list(lowers), mount_points=points)
+
+
+def _failure(comparison: Comparison) -> DockpyError:
+    name = os.fsdecode(b"/" + comparison.name)
+    if comparison.problem in TREE_PROBLEMS:
+        return RequestError(f"{TREE_PROBLEMS[comparison.problem]} (at {name!r})")
+    return KernelError(KERNEL_STEPS[comparison.problem], comparison.error, name)
 
 
 def _values(paths: bytes, letters: bytes) -> list[Change]:

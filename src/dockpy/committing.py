@@ -1,23 +1,24 @@
 """From what a container changed to an image: its upper becomes a layer on the image's.
 
-The upper is packed as a layer stream, and the stream is unpacked into the store, hashed on the way:
-one pass, nothing on the disk but the layer. The container's files are only read.
+The upper is written into the store as a layer stream, hashed on the way, and that is the layer: its
+files are made of it later (`dockpy.unpacking`). The container's files are only read.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from dockpy import image_config
-from dockpy.copying import packed
-from dockpy.errors import StoreError
+from dockpy.archive import Budget
+from dockpy.errors import Cancelled, RequestError, StoreError
 from dockpy.graph import Graph, Layer, StagedLayer
 from dockpy.image_config import HistoryEntry
 from dockpy.model import Config, Image
-from dockpy.packing import pack_layer
+from dockpy.packing import Progress, pack_layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def commit(graph: Graph, base: Image, staged: StagedLayer, said: Commit) -> Imag
             author=said.author,
             comment=said.comment,
         )
-        return graph.create(
+        image = graph.create(
             [*layers, top],
             said.config,
             parent=base.id,
@@ -62,6 +63,8 @@ def commit(graph: Graph, base: Image, staged: StagedLayer, said: Commit) -> Imag
     except BaseException:
         graph.release([top])
         raise
+    graph.unpack_soon(image)
+    return image
 
 
 def existing_layer(graph: Graph, chain: str) -> Layer:
@@ -72,15 +75,38 @@ def existing_layer(graph: Graph, chain: str) -> Layer:
     return layer
 
 
-def stage_upper(graph: Graph, upper: Path, stop: int = -1) -> StagedLayer:
-    """Copy a container's upper to the store as a layer that has no place yet.
+def stage_upper(
+    graph: Graph, upper: Path, stop: int = -1, limits: Budget | None = None
+) -> StagedLayer:
+    """Pack a container's upper into the store, as a layer that has no place yet.
 
-    Blocks. Raises KernelError, RequestError for names that no layer can say, and Cancelled when
-    the descriptor `stop` becomes readable.
+    Blocks. Raises KernelError, RequestError for what no layer can say or is beyond `limits`, which
+    are those of who unpacks it, and Cancelled when the descriptor `stop` becomes readable.
     """
+
+    allowed = limits or Budget()
+
+    def check(progress: Progress) -> None:
+        if stop >= 0 and select.select([stop], [], [], 0)[0]:
+            raise Cancelled("interrupted")
+        if (problem := beyond(progress, allowed)) is not None:
+            raise RequestError(f"the container's files cannot be a layer: {problem}")
+
     directory = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with packed(lambda out: pack_layer(directory, out, digest=False), stop) as stream:
-            return graph.stage_layer(stream)
+        return graph.stage_packed(lambda out: pack_layer(directory, out, check=check))
     finally:
         os.close(directory)
+
+
+def beyond(progress: Progress, limits: Budget) -> str | None:
+    """Why an archive would not be taken back; None: it would be."""
+    if progress.content > limits.size:
+        return f"more than {limits.size} bytes"
+    if progress.entries > limits.entries:
+        return f"more than {limits.entries} names"
+    if progress.longest > limits.path:
+        return f"a path longer than {limits.path} bytes"
+    if progress.metadata > limits.metadata:
+        return f"more than {limits.metadata} bytes of extended attributes of one file"
+    return None

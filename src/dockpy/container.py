@@ -23,7 +23,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-from dockpy.changes import changes
+from dockpy.changes import change_lines, changes
 from dockpy.errors import Conflict, RequestError
 from dockpy.execution import Execution
 from dockpy.logs import LogEntry, copy_log, read_log
@@ -348,12 +348,22 @@ class Container:
 
     def changes(self) -> list[Change]:
         """What it added, changed and deleted, sorted by path. Exact when it does not run."""
+        with self._layers() as (upper, *lowers):
+            return changes(upper, lowers)
+
+    def change_lines(self) -> bytes:
+        """The same as text, a line `A /path` each, for who prints it."""
+        with self._layers() as (upper, *lowers):
+            return change_lines(upper, lowers)
+
+    @contextmanager
+    def _layers(self) -> Iterator[Sequence[int]]:
+        """Descriptors of the directories its files are in, its own first."""
         with contextlib.ExitStack() as opened:
-            places = [
+            yield [
                 opened.enter_context(directory(path))
                 for path in (self.directory / "upper", *self._engine.lowers_of(self))
             ]
-            return changes(places[0], places[1:])
 
     def export(self, out: int) -> Packed:
         """Write all its files to a descriptor as tar, without what is mounted in it. Blocks.

@@ -39,10 +39,11 @@ from dockpy.errors import (
     TornRecord,
 )
 from dockpy.image_config import HistoryEntry, ImageConfig, chain_ids
+from dockpy.index import Entry, RecordIndex
 from dockpy.layers import Finding, Layer, LayerStore, StagedLayer, unfinished
 from dockpy.model import Config, Image
 from dockpy.packing import Packed
-from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.records import TEMPORARY, Flusher, Trash, set_aside, write
 from dockpy.settings import from_json, to_json
 from dockpy.truncindex import TruncIndex
 
@@ -50,13 +51,19 @@ __all__ = ["Finding", "Graph", "Layer", "StagedLayer"]
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
+_FILES = ("meta.json", "json")  # what an image depends on
 
 
 class Graph:
     """All images below one root. Thread-safe; images are immutable."""
 
-    def __init__(self, root: Path, flusher: Flusher, trash: Trash) -> None:
-        """Load the index. Torn images are left out; `check` names them."""
+    def __init__(
+        self, root: Path, flusher: Flusher, trash: Trash, records: RecordIndex | None = None
+    ) -> None:
+        """Load all images. Torn ones are left out; `check` names them.
+
+        `records`: an `image_index` that has begun to look already.
+        """
         self._directory = root / "graph"
         self._flusher = flusher
         self._trash = trash
@@ -65,18 +72,35 @@ class Graph:
         self._users = threading.Lock()  # taken before every other one
         self._images: dict[str, Image] = {}
         self._torn: dict[Path, StoreError] = {}
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in os.listdir(self._directory):
-            if not _ID.fullmatch(name):
+        self._records = records or image_index(root)
+        for entry in self._records.entries():
+            if not _ID.fullmatch(entry.name):
                 continue
             try:
-                image = _load(f"{self._directory}/{name}")
+                self._images[entry.name] = self._load(entry)
             except StoreError as torn:
-                self._torn[self._directory / name] = torn
-            else:
-                self._images[name] = image
+                self._torn[self._directory / entry.name] = torn
         self._layers.hold(one for image in self._images.values() for one in image.layers)
         self._index = TruncIndex("image", self._images)
+
+    def _load(self, entry: Entry) -> Image:
+        """An image as the index or its records tell it. TornRecord names the file at fault."""
+        if entry.values is not None:
+            try:
+                image = _from_summary(entry.name, entry.values)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                entry = entry._replace(values=None)  # the record will tell what is wrong
+            else:
+                self._records.keep(entry, entry.values)
+                return image
+        image, meta = _read(f"{self._directory}/{entry.name}", entry)
+        if meta is not None:
+            self._records.keep(entry, meta)
+        return image
+
+    def save_index(self) -> bool:
+        """Write down what the next start-up need not read again; blocks. False: no need for it."""
+        return self._records.save(self._flusher)
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -149,12 +173,34 @@ class Graph:
         return _configuration(f"{self._directory}/{image.id}")
 
     def lower_directories(self, image: Image) -> list[Path]:
-        """The image's unpacked layers, top-most first. StoreError names a missing one."""
-        paths = [self._layers.tree(one) for one in reversed(image.layers)]
-        for path in paths:
-            if not path.is_dir():
-                raise StoreError(f"{path}: this layer of image {image.short_id} is missing")
-        return paths
+        """The directories of the image's layers, top-most first, for somebody who reads them.
+
+        Blocks while packed layers are unpacked. StoreError names a missing one; KernelError when
+        the disk is full, the layer stays packed then.
+        """
+        return [self._unpacked(image, one) for one in reversed(image.layers)]
+
+    def _unpacked(self, image: Image, chain: str) -> Path:
+        path = self._layers.tree(chain)
+        if not path.is_dir() and self._layers.get(chain) is None:
+            raise StoreError(f"{path}: this layer of image {image.short_id} is missing")
+        return self._layers.unpacked(chain)
+
+    def directory_names(self, image: Image) -> list[Path]:
+        """What `lower_directories` gives, for somebody who only tells: nothing is unpacked."""
+        return [self._layers.tree(one) for one in reversed(image.layers)]
+
+    def unpack_soon(self, image: Image) -> None:
+        """Unpack the image's packed layers in the background, for those who will start it."""
+        self._layers.unpack_soon(image.layers)
+
+    def wait_unpacked(self, timeout: float | None = None) -> bool:
+        """Block until nothing is unpacked in the background; False after `timeout` seconds."""
+        return self._layers.wait_unpacked(timeout)
+
+    def close(self) -> None:
+        """End what goes on in the background; packed layers stay packed. May be called twice."""
+        self._layers.close()
 
     # -- layers --------------------------------------------------------------------------------
 
@@ -171,6 +217,10 @@ class Graph:
     ) -> StagedLayer:
         """Unpack a layer beside its place; any number of threads may. See `LayerStore.stage`."""
         return self._layers.stage(source, expected=expected, limits=limits)
+
+    def stage_packed(self, pack: Callable[[int], Packed]) -> StagedLayer:
+        """A layer that is its stream until somebody needs files. See `LayerStore.stage_packed`."""
+        return self._layers.stage_packed(pack)
 
     def keep_stream(self, staged: StagedLayer, source: BinaryIO | int) -> StagedLayer:
         """Keep the stream of a layer that is not `repeatable`. See `LayerStore.keep_stream`."""
@@ -372,13 +422,21 @@ class Graph:
                 if name.startswith(TEMPORARY):
                     self._trash.discard(self._directory / name)
                     findings.append(Finding(self._directory / name, "left unfinished", "removed"))
-            findings += self._layers.check(keep=set_asides)
-            missing = self._layers.missing()
+            seen = self._layers.look()
+            findings += self._layers.check(seen, keep=set_asides)
+            missing = self._layers.missing(seen)
             for image in self._images.values() if missing else ():
                 for chain in missing.intersection(image.layers):
                     path = self._layers.tree(chain)
                     findings.append(Finding(path, f"missing; image {image.short_id} needs it"))
         return findings
+
+
+def image_index(root: Path) -> RecordIndex:
+    """The index of the images below `root`, for one start-up. It looks at them from now on."""
+    directory = root / "graph"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return RecordIndex(root / "images.index", directory, _FILES, _FILES[:1])
 
 
 def _configuration(directory: str) -> bytes:
@@ -393,18 +451,18 @@ def _configuration(directory: str) -> bytes:
     return data
 
 
-def _load(directory: str) -> Image:
-    """Read an image back. TornRecord names the file at fault."""
+def _read(directory: str, entry: Entry) -> tuple[Image, dict[str, Any] | None]:
+    """Read an image back, and the summary if there is one. TornRecord names the file at fault."""
     path = f"{directory}/meta.json"
     try:
-        meta = read_json(path)
+        meta = entry.read_json(0, path)
         document = meta.get("document")
         path = f"{directory}/json"
-        if os.stat(path).st_size != document:  # torn, or from before there were summaries
+        if entry.sights[1].size != document:  # torn, or from before there were summaries
             parsed = image_config.parse(_configuration(directory), history=False)
-            return _image(os.path.basename(directory), parsed, meta)
+            return _image(os.path.basename(directory), parsed, meta), None
         path = f"{directory}/meta.json"
-        return _from_summary(os.path.basename(directory), meta)
+        return _from_summary(os.path.basename(directory), meta), meta
     except FileNotFoundError as missing:
         raise TornRecord(path, "is missing") from missing
     except (BadArchive, AttributeError, KeyError, TypeError, ValueError) as reason:

@@ -5,6 +5,8 @@
     <root>/layers/<chain id>/stream       the stream itself, compressed, when the tree cannot say it
                                           again (a name that the archive has twice); or neither,
                                           when our own packer writes the stream from the tree
+    <root>/layers/<chain id>/packed       the stream alone, before anybody needed the tree: see
+                                          `dockpy.unpacking`
     <root>/layers/<chain id>/meta.json    diff id, parent, sizes
 
 A layer is made under a temporary name beside its place, taken to the disk and renamed, so it is
@@ -23,7 +25,7 @@ import secrets
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
@@ -32,23 +34,26 @@ from typing import BinaryIO
 import zstandard
 
 from dockpy import archive, packing, skeleton
+from dockpy._look import look
 from dockpy.compression import HEAD_SIZE, Compression, decoder, detect
 from dockpy.errors import BadArchive, DockpyError, KernelError, StoreError, TornRecord
 from dockpy.image_config import chain_id
+from dockpy.index import Sight, unpack
 from dockpy.packing import Packed
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.unpacking import DIFF, PACKED, SKELETON, WORK, Unpacking
 
 META = "meta.json"
-DIFF = "diff"
-SKELETON = "skeleton"
 STREAM = "stream"
 NOWHERE = Path(os.devnull)
+Seen = Mapping[str, Sequence[Sight]]
+"""Of each name in the store what was seen of its record and of its tree."""
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """An unpacked layer in its place. `size`: bytes of file data; `stream`: of its tar stream.
+    """A layer in its place. `size`: bytes of file data; `stream`: of its tar stream.
 
     `kept`: placed for an image to come, and not removed before an image has it or it is released.
     """
@@ -64,9 +69,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedLayer:
-    """An unpacked layer that has no place yet.
+    """A layer that has no place yet.
 
     `repeatable`: its stream can be written again from what is kept; if not, `keep_stream` helps.
+    `packed`: it is its stream.
     """
 
     directory: Path
@@ -75,6 +81,7 @@ class StagedLayer:
     entries: int
     stream: int
     repeatable: bool = True
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,19 @@ class LayerStore:
         self._trash = trash
         self._lock = threading.Lock()
         self._holds: Counter[str] = Counter()
+        self._unpacking = Unpacking(
+            self.directory,
+            flusher,
+            trash,
+            digest_of=self._digest_of,
+            wanted=lambda chain: self._holds[chain] > 1,
+            holding=self.holding,
+        )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """End what goes on in the background; may be called twice."""
+        self._unpacking.close()
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -123,11 +142,38 @@ class LayerStore:
             return None
         except (KeyError, TypeError, ValueError) as reason:
             raise TornRecord(path, f"not a layer ({reason!r})") from reason
-        return layer if self.tree(chain).is_dir() else None
+        # The files are there before the stream goes.
+        tree = f"{self.directory}/{chain}/{DIFF}"
+        here = os.path.isdir(tree) or self._unpacking.is_packed(chain) or os.path.isdir(tree)
+        return layer if here else None
 
     def tree(self, chain: str) -> Path:
-        """Where a layer's files are."""
+        """Where a layer's files are, or will be."""
         return self.directory / chain / DIFF
+
+    def unpacked(self, chain: str) -> Path:
+        """Where a layer's files are; makes them first when it is packed, which blocks.
+
+        Raises StoreError for a layer that is not here, and what `Unpacking.make` raises.
+        """
+        tree = self.tree(chain)
+        if not tree.is_dir():
+            self._unpacking.make(chain)
+        return tree
+
+    def unpack_soon(self, chains: Iterable[str]) -> None:
+        """Make the files of layers, as far as they are packed, in the background."""
+        for chain in chains:
+            if self._unpacking.is_packed(chain):
+                self._unpacking.soon(chain)
+
+    def wait_unpacked(self, timeout: float | None = None) -> bool:
+        """Block until nothing is unpacked in the background; False after `timeout` seconds."""
+        return self._unpacking.wait(timeout)
+
+    def _digest_of(self, chain: str) -> str:
+        layer = self.get(chain)
+        return layer.diff_id if layer is not None else ""
 
     # -- making --------------------------------------------------------------------------------
 
@@ -175,6 +221,26 @@ class LayerStore:
                 source.seek(began)
             return self.keep_stream(staged, source)
 
+    def stage_packed(self, pack: Callable[[int], Packed]) -> StagedLayer:
+        """A layer that `pack` writes, as a stream, to the descriptor it gets; files come later.
+
+        Its answer has the digest. Nothing is left on failure. Not flushed. Raises KernelError, and
+        what `pack` raises.
+        """
+        with (
+            unfinished(self.directory, self._trash) as directory,
+            opened(directory / PACKED, os.O_WRONLY | os.O_CREAT) as out,
+        ):
+            packed = pack(out)
+            return StagedLayer(
+                directory=directory,
+                diff_id=packed.digest,
+                size=packed.content,
+                entries=packed.entries,
+                stream=packed.size,
+                packed=True,
+            )
+
     def keep_stream(self, staged: StagedLayer, source: BinaryIO | int) -> StagedLayer:
         """Keep a layer's stream beside its tree; blocks.
 
@@ -214,7 +280,10 @@ class LayerStore:
         try:
             for (staged, _), layer in zip(stack, layers, strict=True):
                 write(staged.directory / META, _encode(layer))
-            self._flusher.flush(*(staged.directory for staged, _ in stack))
+            for path in (one.directory for one, _ in stack if one.packed):
+                self._flusher.wrote(path / PACKED)
+                self._flusher.wrote(path / META)
+            self._flusher.flush(*(one.directory for one, _ in stack if not one.packed))
             for (staged, _), layer in zip(stack, layers, strict=True):
                 self._put(staged.directory, layer.chain_id)
                 placed += 1
@@ -254,6 +323,15 @@ class LayerStore:
         with self._lock:
             self._holds.update(chains)
 
+    @contextlib.contextmanager
+    def holding(self, chain: str) -> Iterator[None]:
+        """Hold a layer in the block."""
+        self.hold([chain])
+        try:
+            yield
+        finally:
+            self.drop([chain])
+
     def drop(self, chains: Sequence[str]) -> None:
         """Let go of layers, given lowest first; what nobody holds any more goes to the trash."""
         with self._lock:
@@ -272,8 +350,7 @@ class LayerStore:
         """
         directory = self.directory / layer.chain_id
         try:
-            with opened(directory / DIFF, os.O_RDONLY | os.O_DIRECTORY) as tree:
-                packed = _stream_of(directory, tree, out)
+            packed = _stream_of(directory, out)
         except FileNotFoundError as missing:
             raise StoreError(
                 f"layer {layer.chain_id[:12]} is missing; pull or load its image again"
@@ -294,40 +371,50 @@ class LayerStore:
 
     # -- keeping order -------------------------------------------------------------------------
 
-    def check(self, *, keep: bool) -> Iterator[Finding]:
+    def look(self) -> Seen:
+        """What the kernel says of each layer's record and tree, at once."""
+        names = sorted(os.listdir(self.directory))
+        files = [META.encode(), f"{DIFF}/.".encode()]
+        with opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
+            found = look(directory, [os.fsencode(name) for name in names], files)
+        return dict(zip(names, map(unpack, found), strict=True))
+
+    def check(self, seen: Seen, *, keep: bool) -> Iterator[Finding]:
         """Put right what a crash left and name what is broken; before any work.
 
         Temporary directories go to the trash, and so do layers that nobody holds, unless `keep`.
         """
-        for name in sorted(os.listdir(self.directory)):
-            path = f"{self.directory}/{name}"
+        for name, (meta, _) in seen.items():
             if name in self._holds:
-                yield from _check_meta(path)
+                yield from _check_meta(f"{self.directory}/{name}", meta)
             elif name.startswith(TEMPORARY):
-                self._trash.discard(Path(path))
-                yield Finding(Path(path), "left unfinished", "removed")
+                if name.startswith(WORK):
+                    self._unpacking.mend(name)
+                else:
+                    self._trash.discard(self.directory / name)
+                yield Finding(self.directory / name, "left unfinished", "removed")
             elif _ID.fullmatch(name):
                 if not keep:
-                    self._trash.discard(Path(path))
+                    self._trash.discard(self.directory / name)
                 repair = "kept, an image was set aside" if keep else "removed"
-                yield Finding(Path(path), "a layer of no image", repair)
+                yield Finding(self.directory / name, "a layer of no image", repair)
 
-    def missing(self) -> set[str]:
-        """Layers that somebody holds and that are not here."""
-        place = str(self.directory)
-        return {chain for chain in self._holds if not os.path.isdir(f"{place}/{chain}/{DIFF}")}
+    def missing(self, seen: Seen) -> set[str]:
+        """Layers that somebody holds and that are not here. Packed ones are unpacked soon."""
+        here = {name for name, (_, tree) in seen.items() if tree.exists}
+        away = self._holds.keys() - here
+        packed = {chain for chain in away if self._unpacking.is_packed(chain)}
+        self.unpack_soon(sorted(packed))
+        return away - packed
 
 
-def _check_meta(path: str) -> Iterator[Finding]:
+def _check_meta(path: str, meta: Sight) -> Iterator[Finding]:
     # An empty file is what a power cut leaves; others are read, and checked, when they are used.
-    try:
-        empty = not os.stat(f"{path}/{META}").st_size
-    except FileNotFoundError:
+    if not meta.exists:
         yield Finding(Path(path), f"has no {META}; pull or load its images again")
-    else:
-        if empty:
-            again = "is empty; remove its images and pull or load them again"
-            yield Finding(Path(path, META), again)
+    elif not meta.size:
+        again = "is empty; remove its images and pull or load them again"
+        yield Finding(Path(path, META), again)
 
 
 def _placed(staged: StagedLayer, parent: str) -> Layer:
@@ -363,12 +450,18 @@ def _canonical(staged: StagedLayer) -> StagedLayer:
     return replace(staged, diff_id=packed.digest, stream=packed.size, repeatable=True)
 
 
-def _stream_of(directory: Path, tree: int, out: int) -> Packed:
-    with contextlib.suppress(FileNotFoundError), opened(directory / SKELETON, os.O_RDONLY) as kept:
-        return skeleton.rebuild(kept, tree, out)
-    with contextlib.suppress(FileNotFoundError), open(directory / STREAM, "rb", buffering=0) as raw:
-        return packing.write_stream(_Kept(raw), out, digest=True, failure=_damaged)
-    return packing.pack_layer(tree, out)
+def _stream_of(directory: Path, out: int) -> Packed:
+    """Write a layer's stream from what is kept of it. FileNotFoundError: nothing is."""
+    for name in (PACKED, STREAM):
+        with contextlib.suppress(FileNotFoundError), open(directory / name, "rb", 0) as raw:
+            return packing.write_stream(_Kept(raw), out, digest=True, failure=_damaged)
+    with opened(directory / DIFF, os.O_RDONLY | os.O_DIRECTORY) as tree:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            opened(directory / SKELETON, os.O_RDONLY) as kept,
+        ):
+            return skeleton.rebuild(kept, tree, out)
+        return packing.pack_layer(tree, out)
 
 
 class _Kept:

@@ -113,10 +113,21 @@ class Config:
     """`default`, `unconfined`, or the JSON text of a profile."""
     no_new_privileges: bool = False
     devices: tuple[str, ...] = ()
-    network_mode: str = "none"
+    network_mode: str = "bridge"
+    """`bridge`, `none`, `host`, `container:NAME`, or the name of a network."""
+    network_aliases: tuple[str, ...] = ()
+    ip_address: str = ""
+    """Its IPv4 address in that network; "": any that is free."""
+    mac_address: str = ""
     port_specs: tuple[str, ...] = ()
+    """As -p takes them, such as `8080:80/tcp`."""
+    publish_all: bool = False
+    """Also publish every exposed port, on a free port of the host."""
+    links: tuple[str, ...] = ()
+    """`NAME:ALIAS`: a running container under another name, in /etc/hosts."""
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     init: bool = False
     auto_remove: bool = False

@@ -12,7 +12,7 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from dockpy._mount import try_clone
 from dockpy._pack import KERNEL_STEPS, TREE_PROBLEMS, Packer
 from dockpy.errors import DockpyError, KernelError, RequestError
 
-__all__ = ["Packed", "Source", "pack_layer", "pack_path", "pack_tree", "write_stream"]
+__all__ = ["Packed", "Progress", "Source", "pack_layer", "pack_path", "pack_tree", "write_stream"]
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV = 1, 4
 
@@ -31,11 +31,29 @@ _BUFFER_SIZE = 512 << 10
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
     """A tar stream that was written. `size`: its bytes; `digest`: hex sha256 of them, or empty when
-    it was not asked for."""
+    it was not asked for; `content`: bytes of files in it, when a tree was packed."""
 
     entries: int
     size: int
     digest: str
+    content: int = 0
+
+
+class Progress(Protocol):
+    """What a packer has come to. `content`: bytes of files, the one at hand whole; `metadata`: most
+    bytes of extended headers that an entry had; `longest`: most bytes of a name."""
+
+    @property
+    def entries(self) -> int: ...
+
+    @property
+    def content(self) -> int: ...
+
+    @property
+    def metadata(self) -> int: ...
+
+    @property
+    def longest(self) -> int: ...
 
 
 def pack_tree(tree: int, out: int, *, name: bytes = b"", digest: bool = True) -> Packed:
@@ -52,14 +70,21 @@ def pack_tree(tree: int, out: int, *, name: bytes = b"", digest: bool = True) ->
     return _pack(Packer(tree, name=name, layer=False), out, digest)
 
 
-def pack_layer(upper: int, out: int, *, digest: bool = True) -> Packed:
+def pack_layer(
+    upper: int,
+    out: int,
+    *,
+    digest: bool = True,
+    check: Callable[[Progress], object] | None = None,
+) -> Packed:
     """The same for an overlayfs upper as an OCI layer: what hides names below becomes `.wh.`.
 
-    Packing what `archive.extract` made of the stream gives the same stream again.
+    Packing what `archive.extract` made of the stream gives the same stream again. `check` is called
+    before each piece is written, and may raise to give up.
     Raises RequestError, too, when a name begins with `.wh.`: no layer can say that.
     """
     with _without_devices(upper) as safe:
-        return _pack(Packer(safe, name=b"", layer=True), out, digest)
+        return _pack(Packer(safe, name=b"", layer=True), out, digest, check)
 
 
 def pack_path(
@@ -106,11 +131,36 @@ class Source(Protocol):
     def fill(self, buffer: memoryview, /) -> int: ...
 
 
-def _pack(packer: Packer, out: int, digest: bool) -> Packed:
+def _pack(
+    packer: Packer, out: int, digest: bool, check: Callable[[Progress], object] | None = None
+) -> Packed:
+    source: Source = packer if check is None else _Checked(packer, check)
     try:
-        return write_stream(packer, out, digest=digest, failure=lambda: _failure(packer))
+        done = write_stream(source, out, digest=digest, failure=lambda: _failure(packer))
+        return replace(done, content=packer.content)
     finally:
         packer.close()
+
+
+class _Checked:
+    """A packer that somebody may stop."""
+
+    def __init__(self, packer: Packer, check: Callable[[Progress], object]) -> None:
+        self._packer = packer
+        self._check = check
+
+    @property
+    def entries(self) -> int:
+        return self._packer.entries
+
+    @property
+    def size(self) -> int:
+        return self._packer.size
+
+    def fill(self, buffer: memoryview, /) -> int:
+        count = self._packer.fill(buffer)
+        self._check(self._packer)
+        return count
 
 
 def write_stream(

@@ -56,7 +56,6 @@ def write(path: Path, data: bytes, flusher: Flusher | None = None) -> None:
 
 def read_json(path: Path | str) -> Any:
     """The JSON value in `path`. Raises TornRecord when it does not parse, OSError as open(2)."""
-    # A start-up reads tens of thousands of these: three system calls for a small file.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.read(fd, _PIECE)
@@ -64,6 +63,11 @@ def read_json(path: Path | str) -> Any:
             data += more
     finally:
         os.close(fd)
+    return parse_json(path, data)
+
+
+def parse_json(path: Path | str, data: bytes) -> Any:
+    """The JSON value that was read from `path`. Raises TornRecord when it does not parse."""
     try:
         return json.loads(data.decode())
     except (ValueError, RecursionError) as reason:

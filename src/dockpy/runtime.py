@@ -4,57 +4,66 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import gc
-import hashlib
-import json
 import logging
 import os
 import platform
 import resource
-import shutil
-import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-from dockpy import _process, etcfiles
+from dockpy import _process, connecting
 from dockpy.assembly import Assembler, Site, Started
 from dockpy.capabilities import DEFAULT
 from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
 from dockpy.closing import LateCloser
 from dockpy.committing import Commit, commit, stage_upper
 from dockpy.container import Container, Record
+from dockpy.container_files import RECORD, ContainerFiles
 from dockpy.entering import Entry, enter
 from dockpy.errors import (
     Conflict,
+    DockpyError,
     KernelError,
-    Locked,
     NameInUse,
     NoSuchContainer,
     NotFound,
     RequestError,
-    TornRecord,
 )
 from dockpy.execution import Execution
-from dockpy.graph import Graph
+from dockpy.gone import Gone
+from dockpy.graph import Graph, image_index
 from dockpy.image_archive.loading import Loaded, load
 from dockpy.image_archive.saving import Selected, save
 from dockpy.janitor import Janitor
+from dockpy.loading import Loading
 from dockpy.model import DEFAULT_TAG, VERSION, Config, Exec, Image, State, Status
 from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
-from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside, write
+from dockpy.network.manager import Connection, NetworkManager
+from dockpy.network.portalloc import PortInUse
+from dockpy.network.values import Lease, Network, NetworkSettings, Owner, Wish
+from dockpy.places import (
+    DEFAULT_ROOT,
+    cgroup_name,
+    network_settings,
+    prepare,
+    run_directory,
+    take_lock,
+)
+from dockpy.records import Flusher, Trash
 from dockpy.references import parse
 from dockpy.registry import settings as registry_settings
 from dockpy.registry.names import resolve
 from dockpy.registry.service import Registries
 from dockpy.seccomp import FilterCache
-from dockpy.settings import command, from_json, merge, merge_environment, to_json
+from dockpy.settings import command, merge, merge_environment
+from dockpy.spawn import Network as Namespace
 from dockpy.supervision import Attachment, Run, Streams, Supervision
 from dockpy.supervisor import CONTAINERS
 from dockpy.tags import TagStore
@@ -69,17 +78,8 @@ Attachments = list[Attachment]
 Selection = list[Selected]
 """`Runtime` has a method called list."""
 
-DEFAULT_ROOT = Path("/var/lib/dockpy")
-DEFAULT_RUN = Path("/run/dockpy")
 BACKLOG = 64
 """Ended containers whose clean-up may wait; `create` waits while there are more."""
-REMEMBERED = 1000
-"""Removed containers whose exit codes are kept, in the run directory's file `gone`."""
-GONE = "gone"
-WRITTEN = "written"
-"""In a container's directory while files are copied into it and it does not run."""
-LOST_WITH_HOST = 255
-"""Exit code of a container that ran when the host went down: nobody saw its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +99,8 @@ class Info:
     memory: int
     cgroup: str
     backlog: int
+    dying_networks: int
+    """Cables of ended containers that the kernel still takes apart."""
     warnings: tuple[str, ...]
 
 
@@ -106,9 +108,10 @@ class Runtime:
     """One engine over one state directory; its containers outlive it.
 
     `root` holds images and containers, `run` (a tmpfs) sockets and what need not survive a reboot.
-    `supervisors`: how many processes parent the containers, one per core by default. Raises Locked
-    when another engine owns `root`. The calling process is a child subreaper (prctl(2)) until
-    `close`, so that containers of a killed supervisor stay ours. Thread-safe.
+    `supervisors`: how many processes parent the containers, one per core by default. `network` is
+    about the default network. Raises Locked when another engine owns `root`. The calling process is
+    a child subreaper (prctl(2)) until `close`, so that containers of a killed supervisor stay ours.
+    Thread-safe.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Runtime:
         run: str | os.PathLike[str] | None = None,
         supervisors: int | None = None,
         cgroup_parent: str | None = None,
+        network: NetworkSettings | None = None,
     ) -> None:
         self.root = Path(os.path.abspath(root))
         self.run = Path(os.path.abspath(run)) if run is not None else run_directory(self.root)
@@ -132,15 +136,13 @@ class Runtime:
         self._marked: set[str] = set()
         """Containers whose mark of a copy could not be taken away; see `writing`."""
         self._identities: dict[tuple[str, str], Identity] = {}
-        self._gone: dict[str, int] = {}
-        self._gone_lines = 0
         self._before_mount: dict[str, State] = {}
         """While we start up: states of containers that may have run after they were written."""
         self._unwritten: dict[str, tuple[Container, Run]] = {}
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo, no_collection():
-            self._prepare_directories()
-            undo.callback(os.close, self._take_lock())
+            undo.callback(os.close, take_lock(self.root))
+            prepare(self.root, self.run)
             open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_files[1], open_files[1]))
             undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, open_files)
@@ -152,7 +154,11 @@ class Runtime:
             undo.callback(self._flusher.close)
             self._trash = Trash(self.root)
             undo.callback(self._trash.close)
-            self.graph = Graph(self.root, self._flusher, self._trash)
+            self._files = ContainerFiles(self.root, self.run, self._flusher, self._trash)
+            images = image_index(self.root)
+            loading = Loading(self.root, self.run, self._trash, self._warn, images)
+            self.graph = Graph(self.root, self._flusher, self._trash, images)
+            undo.callback(self.graph.close)
             self.tags = TagStore(self.root, self.graph, self._flusher)
             self.registries = Registries(
                 self.root, self.graph, self.tags, self._flusher, registry_settings.load()
@@ -175,6 +181,10 @@ class Runtime:
             filters.get("default", DEFAULT)  # now, not in the first start
             namespaces = NamespacePool()
             undo.callback(namespaces.close)
+            self.networks = NetworkManager(
+                self.root, network or network_settings(self.root), namespaces, self._flusher
+            )
+            undo.callback(self.networks.close)
             self._assembler = Assembler(
                 self._supervision,
                 self.cgroups,
@@ -187,10 +197,11 @@ class Runtime:
             undo.callback(self._assembler.close)
             self._trash.sweep()
             self._check_images()
-            self._load()
-            self._load_gone()
+            self._load(loading)
+            self._gone = Gone(self.run)
             self._reconcile()
             self._supervision.open()
+            self._janitor.put(lambda: self._save_indexes(loading))
             self._closing = undo.pop_all()
 
     def __enter__(self) -> Runtime:
@@ -219,6 +230,9 @@ class Runtime:
         image = self.tags.lookup_image(config.image)
         merged = merge(image.config, config)
         command(merged)
+        connecting.check(merged)
+        if connecting.has_network(merged):
+            self.networks.get(merged.network_mode)
         self._assembler.check(merged)
         trace.mark(DAEMON, "image found, configuration checked")
         self._janitor.wait_below(BACKLOG)
@@ -228,7 +242,9 @@ class Runtime:
             self._names[chosen] = identifier
         record = Record(identifier, chosen, time.time(), merged, image.id, config.image)
         try:
-            self._make(record, image)
+            # An image without layers has what every root has.
+            top = next(iter(self.graph.lower_directories(image)), self.root / "base")
+            self._files.make(record, os.stat(top))
             trace.mark(DAEMON, "container's directories and record written")
             container = Container(self, record, State())
             with self.graph.steady_users():
@@ -281,13 +297,13 @@ class Runtime:
         It is gone for good when this returns; its bytes are deleted in the background.
         """
         with container.removal(force=force):
-            self._discard_directory(container.record)
+            self._files.discard(container.record)
             self._unregister(container)
             self._janitor.put(lambda: self._discard(container.record))
 
     def exit_code_of(self, identifier: str) -> int | None:
         """The exit code of a container removed by --rm a while ago; None: not known."""
-        return self._gone.get(identifier)
+        return self._gone.exit_code(identifier)
 
     def keep_state(self, container: Container) -> None:
         """Write a container's state down, in the background."""
@@ -328,6 +344,35 @@ class Runtime:
         if repository:
             self.tags.set(repository, tag or "latest", image.id, force=True)
         return image
+
+    # -- networks ------------------------------------------------------------------------------
+
+    def join_network(self, container: Container, network: Network, wish: Wish) -> None:
+        """Put a container into one more network, now if it runs and at each start. Conflict."""
+        config = container.config
+        if not connecting.has_network(config):
+            raise Conflict(
+                f"container {container.name} has no network of its own but {config.network_mode}"
+            )
+        if network.default:
+            raise Conflict("containers are in the default network from their start or never")
+        if container.state.running:
+            owner = Owner(container.id, container.name)
+            lease = self.networks.join(owner, network, wish, container.state.pid)
+            connecting.keep(self.run / "containers" / container.id, lease)
+        self.networks.store.join(container.id, network, wish)
+
+    def leave_network(self, container: Container, network: Network) -> None:
+        """Take a container out of a network. Conflict: it is not in it."""
+        joined = self.networks.store.leave(container.id, network)
+        if container.state.running:
+            lease = self.networks.part(Owner(container.id, container.name), network)
+            connecting.keep(self.run / "containers" / container.id, lease)
+        elif not joined:
+            raise Conflict(
+                f"container {container.name} was not put into network {network.name}; what "
+                "--network said when it was made stays"
+            )
 
     # -- images --------------------------------------------------------------------------------
 
@@ -394,6 +439,7 @@ class Runtime:
             memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             cgroup=self.cgroups.kind,
             backlog=self._janitor.backlog,
+            dying_networks=self.networks.dying(),
             warnings=tuple(self.warnings),
         )
 
@@ -409,39 +455,92 @@ class Runtime:
         fresh = not container.state.started_at
         key = (image.id, config.user)
         hostname = self._hostname(record)
-        files_directory = f"{self.run}/containers/{record.id}"
-        site = Site(
-            id=record.id,
-            config=config,
-            lowers=self.lowers_of(container),
-            directory=self.directory_of(container),
-            files=self._files(record, hostname),
-            files_directory=files_directory,
-            hostname=hostname,
-            identity=self._identities.get(key) if fresh else None,
-        )
-        if record.id in self._marked:
-            self._unmark(record, None)
-        if not fresh or container.state.error:
-            # Older than any mount: nobody must take the last run's end for this one's.
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(f"{site.directory}/state.json", ns=(0, 0))
-        try:
+        with self._network_of(record) as (network, lease):
+            trace.mark(DAEMON, "network connected")
+            site = Site(
+                id=record.id,
+                config=config,
+                lowers=self.lowers_of(container),
+                directory=self.directory_of(container),
+                files=connecting.files(config, hostname, lease, self._linked(record)),
+                files_directory=f"{self.run}/containers/{record.id}",
+                network=network,
+                hostname=hostname,
+                identity=self._identities.get(key) if fresh else None,
+            )
+            if record.id in self._marked:
+                self._unmark(record, None)
+            if not fresh or container.state.error:
+                # Older than any mount: nobody must take the last run's end for this one's.
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(f"{site.directory}/state.json", ns=(0, 0))
+            trace.mark(DAEMON, "layers found, texts of /etc made")
             started = self._assembler.start(site, attach, trace)
-        except BaseException:
-            self._janitor.put(lambda: remove_files(files_directory, keep=("config.json",)))
-            raise
         if fresh:
             self._identities[key] = started.identity
         self._held[started.run.key] = started
         return started.run, started.attachments
 
-    @staticmethod
-    def _hostname(record: Record) -> str:
+    def _hostname(self, record: Record) -> str:
         config = record.config
-        return config.hostname or (
-            platform.node() if config.network_mode == "host" else record.id[:12]
-        )
+        if config.hostname:
+            return config.hostname
+        if config.network_mode == "host":
+            return platform.node()
+        if connecting.is_shared(config):
+            return self._hostname(self.get(connecting.shared_with(config)).record)
+        return record.id[:12]
+
+    @contextlib.contextmanager
+    def _network_of(
+        self, record: Record
+    ) -> Iterator[tuple[Namespace | Literal["none", "host"], Lease]]:
+        """The network of a start, given back when the start fails."""
+        mode = record.config.network_mode
+        connection = self._connect(record)
+        directory = self.run / "containers" / record.id
+        try:
+            if connection is None:
+                yield "host" if mode == "host" else "none", Lease()
+            else:
+                connecting.keep(directory, connection.lease)
+                yield connection.namespace, connection.lease
+        except BaseException:
+            self.networks.disconnect(record.id)
+            self._janitor.put(lambda: self._files.clear_run(record.id, keep=(RECORD,)))
+            raise
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _connect(self, record: Record) -> Connection | None:
+        """The network of a start; None for `none` and `host`."""
+        config = record.config
+        if connecting.is_shared(config):
+            other = self.get(connecting.shared_with(config))
+            if not other.state.running:
+                raise Conflict(f"container {other.name} does not run; start it first")
+            return self.networks.share(other.id, other.state.pid)
+        if not connecting.has_network(config):
+            return None
+        owner, wanted = Owner(record.id, record.name), connecting.wanted(config)
+        try:
+            return self.networks.connect(owner, wanted)
+        except PortInUse:
+            self._janitor.drain()  # by a container that has just ended, perhaps
+            return self.networks.connect(owner, wanted)
+
+    def _linked(self, record: Record) -> Sequence[str]:
+        """Lines for /etc/hosts of the containers it is linked to."""
+
+        def address(reference: str) -> tuple[str, str]:
+            other = self.get(reference)
+            lease = self.networks.lease(other.id)
+            if lease is None or not lease.addresses:
+                raise Conflict(f"container {other.name} has no address now; start it first")
+            return other.name, lease.addresses[0]
+
+        return connecting.linked(record.config, address)
 
     def ended(self, run: Run) -> bool:
         """Whether the OOM killer ended processes of this run."""
@@ -490,7 +589,7 @@ class Runtime:
     def settle(self, container: Container, run: Run) -> None:
         """Write the end down and release what the run held, in the background."""
         if container.config.auto_remove:
-            self._remember(container)
+            self._gone.remember(container.id, container.state.exit_code)
             self._unregister(container)
         self._janitor.put(lambda: self._settle(container, run))
 
@@ -517,7 +616,7 @@ class Runtime:
         if container.config.auto_remove:
             yield
             return
-        write(self.root / "containers" / container.id / WRITTEN, b"")
+        self._files.mark(container.record)
         try:
             yield
         finally:
@@ -559,13 +658,14 @@ class Runtime:
             rest.callback(container.released.set)
             if record.config.auto_remove:
                 rest.callback(self._discard, record)
-            rest.callback(remove_files, self.run / "containers" / record.id, keep=())
+            rest.callback(self._files.clear_run, record.id)
             if isinstance(held, Started):
                 rest.callback(held.cgroup.remove)
                 rest.callback(self._let_go, record, held.root)
             elif held is not None:
                 rest.callback(held.remove)
             rest.callback(self._write_down, container, run)
+            rest.callback(self.networks.disconnect, record.id)
 
     def _release_held(self) -> None:
         """Close what is kept for containers that go on without this engine."""
@@ -593,7 +693,7 @@ class Runtime:
         if container.config.auto_remove or container.id not in self._containers:
             return True
         try:
-            self._write_state(container.record, container.state)
+            self._files.write_state(container.record, container.state)
         except KernelError as error:
             if not self._removed(container):  # else under our hands
                 log.warning("%s; tried again when the next container ends", error)
@@ -609,35 +709,6 @@ class Runtime:
                 self._ids.remove(container.id)
                 if self._names.get(container.name) == container.id:
                     del self._names[container.name]
-
-    def _remember(self, container: Container) -> None:
-        """Exit codes of the last removed containers, for a client that comes back for one.
-
-        Also on the tmpfs: that client may come back because this engine was killed.
-        """
-        self._gone[container.id] = container.state.exit_code
-        while len(self._gone) > REMEMBERED:
-            self._gone.pop(next(iter(self._gone)))
-        line = f"{container.id} {container.state.exit_code}\n".encode()
-        with contextlib.suppress(OSError):
-            self._gone_lines += 1
-            if self._gone_lines > 8 * REMEMBERED:
-                self._write_gone()
-            else:
-                append(self.run / GONE, line)
-
-    def _write_gone(self) -> None:
-        lines = "".join(f"{identifier} {code}\n" for identifier, code in self._gone.items())
-        write(self.run / GONE, lines.encode())
-        self._gone_lines = len(self._gone)
-
-    def _load_gone(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.run / GONE).read_text(errors="replace").splitlines()[-REMEMBERED:]:
-                identifier, _, code = line.partition(" ")
-                if code.isdigit():
-                    self._gone[identifier] = int(code)
-            self._write_gone()
 
     def _selected(self, name: str) -> Selection:
         reference = parse(name) if not is_id(name) else None
@@ -661,95 +732,13 @@ class Runtime:
             raise NameInUse(name, self._names[name])
         return name
 
-    def _prepare_directories(self) -> None:
-        for place in (self.root, self.run):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (place / "containers").mkdir(mode=0o700, exist_ok=True)
-        (self.root / "trash").mkdir(mode=0o700, exist_ok=True)  # now: a full disk needs it
-        for unfinished in (*self.root.glob("base.*"), *self.root.glob(f"{TEMPORARY}*")):
-            remove_unfinished(unfinished)
-        base = self.root / "base"
-        if not base.exists():
-            fresh = self.root / f"base.{os.getpid()}"
-            for name in ("dev", "proc", "sys", "etc"):
-                (fresh / name).mkdir(parents=True, exist_ok=True)
-            for name in ("hosts", "hostname", "resolv.conf"):
-                (fresh / "etc" / name).touch()
-            fresh.chmod(0o755)
-            fresh.rename(base)
-
-    def _take_lock(self) -> int:
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise Locked(str(self.root), int(owner) if owner.isdigit() else 0) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        return descriptor
-
-    def _make(self, record: Record, image: Image) -> None:
-        """A container's directories and its record, the record last."""
-        directory = f"{self.root}/containers/{record.id}"
-        os.mkdir(directory, 0o710)
-        # An overlay shows its upper's mode and owner as the root directory's.
-        top = os.stat(next(iter(self.graph.lower_directories(image)), self.root / "base"))
-        os.mkdir(f"{directory}/upper", 0o700)
-        if top.st_uid or top.st_gid:
-            os.chown(f"{directory}/upper", top.st_uid, top.st_gid)
-        os.chmod(f"{directory}/upper", stat.S_IMODE(top.st_mode))
-        os.mkdir(f"{directory}/work", 0o700)
-        self._write_record(record)
-
-    def _record_path(self, record: Record) -> Path:
-        place = self.run if record.config.auto_remove else self.root
-        return place / "containers" / record.id / "config.json"
-
-    def _write_record(self, record: Record) -> None:
-        path = self._record_path(record)
-        data = json.dumps(
-            {
-                "id": record.id,
-                "name": record.name,
-                "created": record.created,
-                "image": record.image_id,
-                "image_name": record.image_name,
-                "config": to_json(record.config),
-            }
-        ).encode()
-        if record.config.auto_remove:
-            os.mkdir(path.parent, 0o700)
-            write(path, data)
-        else:
-            write(path, data, self._flusher)
-
-    def _write_state(self, record: Record, state: State) -> None:
-        values = asdict(state) | {"status": state.status.value}
-        path = self.root / "containers" / record.id / "state.json"
-        write(path, json.dumps(values).encode(), self._flusher)
-
-    def _files(self, record: Record, hostname: str) -> tuple[tuple[str, str], ...]:
-        """The container's own files in /etc, anew at each start."""
-        config = record.config
-        return (
-            ("resolv.conf", etcfiles.resolv(host_resolv(), config.dns, config.dns_search)),
-            ("hostname", f"{hostname}\n"),
-            ("hosts", etcfiles.hosts(hostname, config.domainname, config.extra_hosts)),
-        )
-
     def _discard(self, record: Record) -> None:
+        self.networks.store.forget(record.id)
         unwritten = self._unwritten.pop(record.id, None)
         if unwritten is not None:
             unwritten[1].forget()
-        self._discard_directory(record)
-        remove_files(self.run / "containers" / record.id, keep=())
-
-    def _discard_directory(self, record: Record) -> None:
-        directory = self.root / "containers" / record.id
-        if directory.exists():
-            self._trash.discard(directory)
+        self._files.discard(record)
+        self._files.clear_run(record.id)
 
     # -- start-up ------------------------------------------------------------------------------
 
@@ -761,40 +750,23 @@ class Runtime:
             else:
                 self._warn(str(finding))
 
-    def _load(self) -> None:
-        """Read every container's record; torn ones are named and set aside."""
-        # Texts, not paths, and one look into each directory: there may be ten thousand.
-        containers = f"{self.root}/containers"
-        disposable = set(os.listdir(self.run / "containers"))
-        for name in sorted(os.listdir(containers)):
-            directory = f"{containers}/{name}"
-            try:
-                found = os.listdir(directory)
-            except NotADirectoryError:
-                continue  # not ours
-            path = f"{directory}/config.json"
-            if "config.json" not in found:
-                path = f"{self.run}/containers/{name}/config.json"
-                if name not in disposable or not os.path.exists(path):
-                    if not any(one.startswith("config.json.") for one in found):
-                        self._trash.discard(Path(directory))  # a create that never finished
-                    continue
-            try:
-                record = parse_record(path, name)
-            except TornRecord as torn:
-                self._warn(f"{torn}; set aside as {set_aside(Path(path)).name}")
-                continue
-            for one in found:
-                if one.startswith(TEMPORARY):
-                    os.unlink(f"{directory}/{one}")
-            marked = WRITTEN in found
-            state = self._last_state(name, directory, written="state.json" in found, marked=marked)
-            if marked:
-                self._unmark(record, state)
-            self._containers[name] = Container(self, record, state)
-            self._ids.add(name)
-        for name in disposable - self._containers.keys():
-            remove_files(self.run / "containers" / name, keep=())
+    def _load(self, loading: Loading) -> None:
+        """Take in every container that has a record."""
+        for found in loading.containers():
+            record = found.record
+            if found.before is not None:
+                self._before_mount[record.id] = found.before
+            if found.marked:
+                self._unmark(record, found.state)
+            self._containers[record.id] = Container(self, record, found.state)
+        self._ids = TruncIndex("container", self._containers)
+        for name in set(os.listdir(self.run / "containers")) - self._containers.keys():
+            self._files.clear_run(name)
+
+    def _save_indexes(self, loading: Loading) -> None:
+        """For the next start-up: what this one had to read from many records."""
+        self.graph.save_index()
+        loading.save_index(self._flusher)
 
     def _unmark(self, record: Record, state: State | None) -> None:
         """Take the mark away; before that make the state newer than the mount that was no start.
@@ -803,41 +775,13 @@ class Runtime:
         """
         try:
             if state is not None:
-                self._write_state(record, state)
+                self._files.write_state(record, state)
         except KernelError as error:
             self._marked.add(record.id)
             log.warning("%s; tried again at the container's next start", error)
             return
         self._marked.discard(record.id)
-        os.unlink(f"{self.root}/containers/{record.id}/{WRITTEN}")
-
-    def _last_state(self, identifier: str, directory: str, *, written: bool, marked: bool) -> State:
-        path = f"{directory}/state.json"
-        state, written_at = State(), 0
-        try:
-            if written:
-                written_at = os.stat(path).st_mtime_ns
-                values = read_json(path)
-                state = State(**(values | {"status": Status(values["status"])}))
-        except (TornRecord, OSError, TypeError, ValueError, KeyError) as error:
-            self._warn(f"{path}: {error}; set aside as {set_aside(Path(path)).name}")
-            state, written_at = State(), 0
-        try:
-            # The kernel makes this directory when the root is mounted, that is at each start.
-            mounted_at = os.stat(f"{directory}/work/work").st_mtime_ns
-        except FileNotFoundError:
-            return state
-        if (marked or mounted_at <= written_at) and state.status is not Status.RUNNING:
-            return state
-        # It was started after that, and no record saw its end: a supervisor may have.
-        self._before_mount[identifier] = state
-        return State(
-            status=Status.EXITED,
-            exit_code=LOST_WITH_HOST,
-            error="it ran when the host went down; nobody saw its end",
-            started_at=mounted_at / 1e9,
-            finished_at=mounted_at / 1e9,
-        )
+        self._files.unmark(record)
 
     def _reconcile(self) -> None:
         """Bring records, supervisors and the kernel's leftovers together."""
@@ -854,6 +798,8 @@ class Runtime:
                 self._end_unknown(run)
             else:
                 container.adopt(run)
+                self._adopt_network(container)
+        self._settle_networks()
         for name in self.cgroups.names():
             if name not in running:
                 self._end_orphan(name)
@@ -866,8 +812,25 @@ class Runtime:
                 self._unregister(container)
                 self._discard(container.record)
             elif container.id in with_files:
-                remove_files(self.run / "containers" / container.id, keep=("config.json",))
+                self._files.clear_run(container.id, keep=(RECORD,))
         self._name_all()
+
+    def _adopt_network(self, container: Container) -> None:
+        """Take over the addresses and ports of a container that runs already."""
+        try:
+            lease = connecting.kept(self.run / "containers" / container.id)
+            if lease is not None:
+                self.networks.adopt(Owner(container.id, container.name), lease)
+        except DockpyError as error:
+            self._warn(f"the network of container {container.name}: {error}")
+
+    def _settle_networks(self) -> None:
+        for finding in self.networks.store.findings:
+            self._warn(finding)
+        try:
+            self.networks.settle()
+        except KernelError as error:
+            self._warn(str(error))
 
     def _end_orphan(self, name: str) -> None:
         """End what runs in a cgroup that no supervisor answers for."""
@@ -879,7 +842,7 @@ class Runtime:
                 # down, and so newer than the mount, since the cgroup that tells it goes now.
                 record = self._containers[name].record
                 self._containers[name] = Container(self, record, before)
-                self._write_state(record, before)
+                self._files.write_state(record, before)
             orphan.kill()
             orphan.remove()
         except KernelError as error:
@@ -920,13 +883,17 @@ class Runtime:
 def no_collection() -> Iterator[None]:
     """Nobody looks for garbage meanwhile, in the whole process.
 
-    Among 10,000 records that are read in, the search takes as long as the reading.
+    Among 10,000 records that are read in, the search takes as long as the reading. What was made
+    meanwhile counts as old at the end, or the first search afterwards would go through all of it.
     """
     before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if before and not gc.get_freeze_count():
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
         if before:
             gc.enable()
 
@@ -935,80 +902,6 @@ def is_id(text: str) -> bool:
     """Whether a text is a whole image id, which no name can be."""
     digits = text.removeprefix("sha256:")
     return len(digits) == 64 and not set(digits) - set("0123456789abcdef")
-
-
-def parse_record(path: str, identifier: str) -> Record:
-    """The record of container `identifier`; TornRecord names the file when it is not one."""
-    try:
-        values = read_json(path)
-        if values["id"] != identifier:
-            raise TornRecord(str(path), f"is the record of another container, {values['id']!r}")
-        return Record(
-            values["id"],
-            values["name"],
-            float(values["created"]),
-            from_json(values["config"]),
-            values["image"],
-            values["image_name"],
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise TornRecord(str(path), f"not a container's record ({error!r})") from error
-
-
-def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:
-    """Remove a container's run directory, which holds plain files only."""
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return
-    for name in names:
-        if name not in keep:
-            os.unlink(f"{directory}/{name}")
-    if not keep or not set(names) & set(keep):
-        os.rmdir(directory)
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what a killed engine was about to put in place."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def append(path: Path, line: bytes) -> None:
-    """Add a line to a file in one piece, made if missing."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)
-
-
-def run_directory(root: Path) -> Path:
-    """Where an engine over `root` keeps its sockets, unless told."""
-    if root == DEFAULT_ROOT:
-        return DEFAULT_RUN
-    return Path(f"/run/dockpy-{hashlib.sha256(bytes(root)).hexdigest()[:12]}")
-
-
-def cgroup_name(root: Path) -> str:
-    """The parent group of an engine over `root`, unless told."""
-    if root == DEFAULT_ROOT:
-        return "dockpy"
-    return f"dockpy-{hashlib.sha256(bytes(root)).hexdigest()[:12]}"
-
-
-def host_resolv() -> str:
-    """The host's resolver settings; empty without any."""
-    try:
-        descriptor = os.open("/etc/resolv.conf", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(descriptor, 65536).decode(errors="replace")
-    finally:
-        os.close(descriptor)
 
 
 def own_capabilities() -> int:

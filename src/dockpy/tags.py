@@ -32,6 +32,8 @@ class TagStore:
         self._flusher = flusher
         self._lock = threading.RLock()
         self._names: dict[str, dict[str, str]] = {}
+        self._encoded: dict[str, str] = {}
+        """Repositories as they are in the record, as far as they did not change since."""
         self.findings: list[Finding] = []
         self.by_digest: Callable[[str], Image | None] = lambda _name: None
         """Finds an image by the digest a registry gave it, `name@sha256:...`."""
@@ -141,8 +143,8 @@ class TagStore:
     def save(self) -> None:
         """Write the record. KernelError leaves the old one in place."""
         with self._lock:
-            data = json.dumps(self._names, sort_keys=True, separators=(",", ":"))
-            write(self._path, data.encode(), self._flusher)
+            entries = ",".join(self._encode(name) for name in sorted(self._names))
+            write(self._path, f"{{{entries}}}".encode(), self._flusher)
 
     def reload(self) -> None:
         """Read the record again. TornRecord leaves the names as they were."""
@@ -154,16 +156,26 @@ class TagStore:
             if not _is_record(values):
                 raise TornRecord(str(self._path), "not a record of repositories and tags")
             self._names = values
+            self._encoded.clear()
+
+    def _encode(self, name: str) -> str:
+        text = self._encoded.get(name)
+        if text is None:
+            tags = json.dumps(self._names[name], sort_keys=True, separators=(",", ":"))
+            text = self._encoded[name] = f"{json.dumps(name)}:{tags}"
+        return text
 
     @contextmanager
     def _saved(self, name: str) -> Iterator[None]:
         """What the block does to one repository is in the file afterwards, or undone."""
         before = dict(self._names.get(name, {}))
+        self._encoded.pop(name, None)
         try:
             yield
             self.save()
         except BaseException:
             self._names.pop(name, None)
+            self._encoded.pop(name, None)
             if before:
                 self._names[name] = before
             raise

@@ -3,17 +3,13 @@
 All of them read CLOCK_MONOTONIC, so their moments need no translation. A moment is noted when
 something is *done*: what a line of the table took is the time since the line before it, whoever
 noted that one. Nobody who does not ask pays: `OFF` notes nothing, and a supervisor and a child look
-at the clock only when their message says so. The client imports this when it traces; so it imports
-nothing but the clock.
+at the clock only when their message says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from time import monotonic_ns, time_ns
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 CLIENT, DAEMON, SUPERVISOR, CHILD, PUMP = "client", "daemon", "supervisor", "child", "pump"
 """Who takes part. The child is the container's first process before it executes the program; the
@@ -45,17 +41,12 @@ class Trace:
         """The table: milliseconds since the first moment, what it took, who, what."""
         return table(self.moments)
 
-    def pack(self, limit: int) -> bytes:
-        """As one message of at most `limit` bytes, without the last moments if need be."""
-        lines = [f"{when} {who} {what}\n" for when, who, what in self.moments]
-        packed = "".join(lines).encode()
-        return packed if len(packed) <= limit else packed[: packed.rindex(b"\n", 0, limit) + 1]
-
-    def unpack(self, packed: bytes) -> None:
-        """Add the moments of a `pack`."""
-        for line in packed.decode().splitlines():
-            when, who, what = line.split(" ", 2)
-            self.at(int(when), who, what)
+    def message(self, limit: int) -> bytes:
+        """The first and the last moment, a newline, and the table: for a client that adds its own
+        last line. At most `limit` bytes: the last lines are left out of a longer one."""
+        times = [when for when, _, _ in self.moments] or [monotonic_ns()]
+        told = f"{min(times)} {max(times)}\n{self.text()}".encode(errors="backslashreplace")
+        return told if len(told) <= limit else told[: told.rindex(b"\n", 0, limit) + 1]
 
 
 class _Off(Trace):

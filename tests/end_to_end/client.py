@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dockpy.runtime import cgroup_name
+from dockpy.places import cgroup_name
 from patience import patient
 
 SECONDS = patient(60.0)

@@ -158,11 +158,13 @@ def alive(pid: int) -> bool:
 
 
 def held(pid: int) -> Counter[str]:
-    """What a process has open, by kind; namespaces are a pool that fills and empties."""
+    """What a process has open, by kind; namespaces and their sysfs are a pool that fills and
+    empties (a sysfs has 1 as its root's inode, a container's root has another)."""
     found: Counter[str] = Counter()
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(f"/proc/{pid}/fd/{name}")
-            if not target.startswith("net:"):
+            pooled = target == "/" and os.stat(f"/proc/{pid}/fd/{name}").st_ino == 1
+            if not target.startswith("net:") and not pooled:
                 found[re.sub(r"[0-9]+", "N", target)] += 1
     return found

@@ -45,6 +45,7 @@ def test_a_stopped_client_leaves_the_keys_to_the_shell_and_goes_on_afterwards(th
         terminal.expect("stopped 148")
         terminal.type("two\n")
         terminal.expect("shell has two")
+        terminal.expect('"${@}"\r\n')  # what fg brings to the front
         terminal.type("three\n")
         terminal.expect("three\r\nthree\r\n")
         terminal.type(CTRL_D)

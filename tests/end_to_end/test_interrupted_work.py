@@ -31,6 +31,7 @@ def client(daemon: object, tiny_archive: Path) -> Iterator[Client]:
     script = f"mkdir /w; cd /w; seq {FILES} | xargs touch; dd if=/dev/zero of=/w/z bs=1M count=64"
     client.ok("run", "--name", "box", "base", "sh", "-c", script)
     client.ok("commit", "box", "wide")
+    eventually(lambda: not unplaced(client), "its files are made")
     yield client
     client.remove_all()
     client.remove_images("base")
@@ -38,6 +39,11 @@ def client(daemon: object, tiny_archive: Path) -> Iterator[Client]:
 
 def images(client: Client) -> str:
     return client.ok("images", "-aq").out
+
+
+def unplaced(client: Client) -> list[str]:
+    """What is on its way into the store, or left of it."""
+    return [one for one in os.listdir(client.root / "layers") if len(one) != 64]
 
 
 def begun(process: subprocess.Popen[bytes], pipe: int) -> None:
@@ -72,8 +78,7 @@ def test_a_stream_that_stalls_is_given_up(argv: tuple[str, ...], client: Client)
     os.close(writer)
     assert images(client) == before
     assert client("cp", "box:/tmp/some/file", "-").code != 0
-    staged = [one for one in os.listdir(client.root / "layers") if len(one) != 64]
-    assert staged == []
+    assert unplaced(client) == []
 
 
 @pytest.mark.parametrize("verb", ["export", "save", "cp"])
@@ -113,14 +118,11 @@ def test_a_commit_that_is_interrupted_makes_no_image_and_thaws(client: Client) -
     eventually(lambda: "x" in client.ok("logs", "busy").out, "it has written")
     before = images(client)
     with client.started("commit", "busy", "half") as process:
-        eventually(
-            lambda: any(len(one) != 64 for one in os.listdir(client.root / "layers")),
-            "its files are being read",
-        )
+        eventually(lambda: unplaced(client), "its files are being read")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 128 + signal.SIGINT
     assert images(client) == before
-    assert [one for one in os.listdir(client.root / "layers") if len(one) != 64] == []
+    assert unplaced(client) == []
     length = len(client.ok("logs", "busy").out)
     eventually(lambda: len(client.ok("logs", "busy").out) > length, "it goes on")
     client.ok("rm", "-f", "busy")

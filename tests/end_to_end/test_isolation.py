@@ -103,7 +103,7 @@ def test_what_a_container_must_not_do_is_refused(dockpy: Client, script: str) ->
 
 
 def test_the_container_sees_its_own_processes_and_links_only(dockpy: Client) -> None:
-    assert shell(dockpy, "echo /proc/[0-9]*; ls /sys/class/net") == (0, "/proc/1\nlo")
+    assert shell(dockpy, "echo /proc/[0-9]*; ls /sys/class/net") == (0, "/proc/1\neth0\nlo")
 
 
 def test_no_descriptor_of_ours_is_open_in_the_container(dockpy: Client) -> None:
@@ -180,7 +180,7 @@ def test_privileged_gives_what_the_host_has(dockpy: Client) -> None:
 
 def test_privileged_is_still_a_container(dockpy: Client) -> None:
     code, out = shell(dockpy, "echo $$; ls /sys/class/net; hostname", "--privileged", "-h", "box")
-    assert (code, out) == (0, "1\nlo\nbox")
+    assert (code, out) == (0, "1\neth0\nlo\nbox")
 
 
 def test_devices_are_the_harmless_ones(dockpy: Client) -> None:

@@ -32,7 +32,8 @@ def build(directory: Path, *flags: str) -> Path:
     program = directory / "dockpy"
     flags = ("-Os", "-static", f'-DPYTHON_VERSION="{VERSION}"', *flags)
     compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, *flags, "-o", program, PACKAGE / "launcher.c"], check=True)
+    sources = (PACKAGE / "launcher.c", PACKAGE / "quick.c")
+    subprocess.run([compiler, *flags, "-o", program, *sources], check=True)
     return program
 
 
@@ -58,6 +59,20 @@ def test_it_works_through_links_and_hands_on_every_word(
     client = Client(there[0].root, there[0].run_directory, [str(again)])
     assert client("words", "", "a b", "'", "--", env={"WORD": "x"}).out == "4 6 x\n"
     assert client("leave", "77").code == 77
+
+
+def test_a_plain_command_needs_no_interpreter(there: Door, environment: Path) -> None:
+    (environment.parent / "python3").unlink()
+    client = Client(there[0].root, there[0].run_directory, [str(environment)])
+    assert client("leave", "9").code == 9
+    assert client("words", *(str(n) for n in range(300)), env={"WORD": "y"}).out == "300 790 y\n"
+
+
+def test_a_request_that_does_not_fit_one_packet_is_sent_all_the_same(
+    there: Door, environment: Path
+) -> None:
+    client = Client(there[0].root, there[0].run_directory, [str(environment)])
+    assert client("words", "x" * 70_000, env={"WORD": "z"}).out == "1 70000 z\n"
 
 
 def test_nothing_of_the_callers_replaces_a_module_of_the_clients(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dockpy.runtime import cgroup_name
+from dockpy.places import cgroup_name
 from end_to_end.client import Client
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")

@@ -208,23 +208,37 @@ def test_run_pulls_what_is_missing_and_its_output_stays_its_own(
     assert (always.out, always.err) == ("newer\n", "")
 
 
+@pytest.mark.needs("htpasswd")
 def test_share_your_own_image(
-    real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path, registry: str
+    real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path, tmp_path: Path
 ) -> None:
-    """The worked example of 0.1.5's README, with a default registry that is here."""
+    """The worked example of 0.1.5's README, with a default registry that is here and asks who."""
     place = Path(tempfile.mkdtemp(prefix="share-", dir=real_tmp))
-    (place / "registries.json").write_text(json.dumps({"default-registry": registry}))
     environment = {"DOCKPY_REGISTRIES": str(place / "registries.json")}
-    with running_daemon(place / "root", short_run(), tiny_archive, environment) as daemon:
-        dockpy = daemon.client
-        container = dockpy.detached("base", "sh", "-c", "echo curl > /installed")
-        dockpy.ok("wait", container)
-        dockpy.ok("commit", "-m", "Installed curl", container, "user/betterbase")
-        dockpy.ok("push", "user/betterbase")
-        dockpy.ok("rm", container)
-        dockpy.ok("rmi", "user/betterbase")
-        assert dockpy.ok("run", "--rm", "user/betterbase", "cat", "/installed").out == "curl\n"
-        assert "user/betterbase" in dockpy.ok("images").out
+    with real_registry(tmp_path, passwords=PASSWORDS) as registry:
+        (place / "registries.json").write_text(json.dumps({"default-registry": registry}))
+        with running_daemon(place / "root", short_run(), tiny_archive, environment) as daemon:
+            dockpy = daemon.client
+            dockpy.environment["DOCKER_CONFIG"] = str(tmp_path / "docker")
+            container = dockpy.detached("base", "sh", "-c", "echo curl > /installed")
+            dockpy.ok("wait", container)
+            made = dockpy.ok("commit", "-m", "Installed curl", container, "somebody/betterbase")
+            assert "dockpy login" in dockpy("push", "somebody/betterbase").err
+            dockpy.ok("login", "-u", "somebody", "--password-stdin", input=PASSWORDS["somebody"])
+            dockpy.ok("push", "somebody/betterbase")
+            dockpy.ok("rm", container)
+            dockpy.ok("rmi", "somebody/betterbase")
+            assert "somebody/betterbase" not in dockpy.ok("images").out
+            dockpy.ok("pull", "somebody/betterbase")
+            told = dockpy.ok("run", "--rm", "somebody/betterbase", "cat", "/installed")
+            assert (told.out, told.err) == ("curl\n", "")
+            assert image_id(dockpy, "somebody/betterbase") == made.out.strip()
+            history = dockpy.ok("history", "--no-trunc", "somebody/betterbase").out
+            assert "Installed curl" in history
+            dockpy.ok("rmi", "somebody/betterbase")
+            again = dockpy.ok("run", "--rm", "somebody/betterbase", "cat", "/installed")
+            assert again.out == "curl\n"
+            assert "Downloaded newer image for somebody/betterbase:latest" in again.err
 
 
 # -- who may -----------------------------------------------------------------------------------
@@ -380,6 +394,43 @@ def test_a_terminal_shows_bars_and_ctrl_c_ends_at_once(
         dockpy.ok("pull", f"{liar.host}/slow")
         last = liar.requests(f"GET .*/blobs/{blob}")[-1]
         assert last.headers["Range"] == f"bytes={half}-"
+
+
+def test_ctrl_c_ends_a_push_at_once_and_the_next_one_sends_only_what_is_missing(
+    dockpy: Client, liar: LyingRegistry
+) -> None:
+    name = f"{liar.host}/pushed"
+    change(dockpy, name)
+    held = threading.Event()
+
+    def hold(exchange: Exchange) -> bool:
+        held.wait(patient(30))
+        return exchange.hang_up()
+
+    liar.lie("PATCH .*/uploads/", hold, times=1)
+    uploads = dockpy.root / "uploads"
+    try:
+        with dockpy.terminal("push", name, columns=100) as terminal:
+            terminal.expect("Pushing")
+            eventually(lambda: len(liar.blobs) == 1, "one of two layers is there")
+            assert os.listdir(uploads)
+            terminal.type("\x03")
+            assert terminal.wait() == 130
+            assert not held.is_set()
+        eventually(lambda: not os.listdir(uploads), "what was packed for it is gone")
+    finally:
+        held.set()
+    assert ("pushed", "latest") not in liar.manifests
+    (there,) = liar.blobs
+    before = len(liar.requests("PUT .*/uploads/"))
+    told = dockpy.ok("push", name)
+    assert "Layer already exists" in told.out
+    again = liar.requests("PUT .*/uploads/")[before:]
+    assert len(again) == 2  # the other layer and the configuration
+    assert not any(there[7:] in one.path for one in again)
+    dockpy.ok("rmi", name)
+    dockpy.ok("pull", name)
+    assert dockpy.ok("run", "--rm", name, "cat", "/said").out == "hello\n"
 
 
 def test_a_pull_whose_daemon_was_killed_goes_on_with_the_next_one(

@@ -10,6 +10,7 @@ import io
 import lzma
 import os
 import stat
+import subprocess
 import tempfile
 import threading
 import traceback
@@ -50,6 +51,31 @@ def test_overlay_attributes_of_an_archive_are_dropped_and_others_kept(scene: Sce
             key: os.getxattr(scene.target / name, key) for key in os.listxattr(scene.target / name)
         }
         assert found == {"trusted.mine": b"1", "user.binary": b"a\0\n=b"}
+
+
+@pytest.mark.needs("tar", "user_attributes")
+def test_odd_attribute_names_that_gnu_tar_wrote_are_read(scene: Scene, tmp_path: Path) -> None:
+    odd = {
+        "user.a=b%c%3D%25%41": b"1",
+        "user.%3d%": b"2",
+        "user.%%%3D%2": b"3",
+        "user." + "=" * 250: b"4",
+    }
+    (tmp_path / "f").touch()
+    for name, value in odd.items():
+        os.setxattr(tmp_path / "f", name, value)
+    command = ["tar", "--xattrs", "-C", str(tmp_path), "-c", "f"]
+    scene.extract(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    made = scene.target / "f"
+    assert {name: os.getxattr(made, name) for name in os.listxattr(made)} == odd
+
+
+@pytest.mark.needs("user_attributes")
+def test_a_coded_name_is_no_way_to_an_overlay_attribute(scene: Scene) -> None:
+    names = ("user.overlay.%3D", "trusted.overlay.a%25b", "user%2Eoverlay.opaque")
+    data = b"".join(pax({b"SCHILY.xattr." + name.encode(): b"1"}) for name in names)
+    assert scene.extract(data + file(b"f") + END).ignored_attributes == 1
+    assert os.listxattr(scene.target / "f") == []
 
 
 def test_attributes_the_filesystem_does_not_take_are_counted(scene: Scene) -> None:

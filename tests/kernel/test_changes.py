@@ -15,7 +15,7 @@ import pytest
 
 from dockpy import mounts
 from dockpy.archive import extract
-from dockpy.changes import changes
+from dockpy.changes import change_lines, changes
 from dockpy.packing import pack_layer
 from needs import busybox_path
 from reference.docker_diff import CASES, SECOND_LAYER, Case, make_root
@@ -64,7 +64,9 @@ class Layers:
             for path in (upper, *self.lowers):
                 fds.append(os.open(path, os.O_RDONLY))
                 stack.callback(os.close, fds[-1])
-            return [f"{one.kind.value} {one.path}" for one in changes(fds[0], fds[1:])]
+            told = [f"{one.kind.value} {one.path}" for one in changes(fds[0], fds[1:])]
+            assert os.fsdecode(change_lines(fds[0], fds[1:])) == "".join(f"{one}\n" for one in told)
+            return told
 
 
 def run(root: str, script: str) -> None:

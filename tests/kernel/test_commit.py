@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dockpy import Config, Container, Runtime
+from dockpy import Config, Container, Runtime, unpacking
+from dockpy.archive import Extracted
 from dockpy.errors import DockpyError, KernelError
 from patience import patient
 
@@ -25,9 +28,10 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 COUNTING = "mkdir /d; seq 500 > /d/f; while :; do echo x >> /n; usleep 10000; done"
 KILLED_IN_A_COMMIT = """
 import os, signal, sys
-from dockpy import Runtime, committing, runtime
+from dockpy import Runtime, committing, runtime, unpacking
 from dockpy.graph import Graph
 from dockpy.tags import TagStore
+from dockpy.unpacking import Unpacking
 
 def die(*_arguments, **_options):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -47,8 +51,15 @@ elif where == "placed":
     Graph.create = die
 elif where == "made":
     TagStore.set = die
+elif where == "unpacking":
+    unpacking.archive.extract = die
+elif where == "files made":
+    Unpacking._drop_stream = die
+elif where == "packed":
+    Unpacking.soon = lambda *_: None
 engine = Runtime(sys.argv[1], run=sys.argv[2], supervisors=1)
 engine.commit(engine.get("box"), "made", "1")
+engine.graph.wait_unpacked()
 die()
 """
 
@@ -114,7 +125,12 @@ def output(runtime: Runtime, image: str, *argv: str) -> bytes:
         runtime.destroy(container, force=True)
 
 
-@pytest.mark.parametrize("where", ["frozen", "half read", "staged", "placed", "made", "done"])
+IN_THE_COMMIT = ("frozen", "half read", "staged", "placed")
+IN_THE_BACKGROUND = ("unpacking", "files made")
+"""The commit itself may be at its last steps, or have come back."""
+
+
+@pytest.mark.parametrize("where", [*IN_THE_COMMIT, "made", *IN_THE_BACKGROUND, "packed", "done"])
 def test_a_kill_in_a_commit_leaves_all_of_the_image_or_nothing_and_nobody_frozen(
     place: Place, where: str
 ) -> None:
@@ -128,10 +144,15 @@ def test_a_kill_in_a_commit_leaves_all_of_the_image_or_nothing_and_nobody_frozen
         now = place.count()
         until(lambda: place.count() > now, "the container goes on")
         assert runtime.warnings == []
-        whole = where in ("made", "done")
+        whole = where not in IN_THE_COMMIT
         assert len(runtime.graph.all()) == (2 if whole else 1)
-        assert runtime.tags.get("made").keys() == ({"1"} if where == "done" else set())
-        if not whole:
+        named = runtime.tags.get("made").keys()
+        if where not in IN_THE_BACKGROUND:
+            assert named == ({"1"} if where in ("packed", "done") else set())
+        if whole:
+            [made] = [one for one in runtime.graph.all() if one.parent]
+            assert len(output(runtime, made.id, "cat", "/d/f").split()) == 500
+        else:
             assert (place.names("layers"), place.names("graph")) == (layers, images)
         image = runtime.commit(runtime.get("box"), "made", "2")
         assert len(output(runtime, "made:2", "cat", "/d/f").split()) == 500
@@ -146,7 +167,7 @@ def test_a_commit_that_fails_leaves_nothing_and_lets_the_container_go_on(
 
     with place.engine() as runtime:
         layers, images = place.names("layers"), place.names("graph")
-        for step in ("stage_layer", "layer", "create"):
+        for step in ("stage_packed", "layer", "create"):
             with monkeypatch.context() as broken:
                 broken.setattr(runtime.graph, step, refuse)
                 with pytest.raises(DockpyError):
@@ -154,6 +175,26 @@ def test_a_commit_that_fails_leaves_nothing_and_lets_the_container_go_on(
             assert (place.names("layers"), place.names("graph")) == (layers, images), step
             now = place.count()
             until(lambda now=now: place.count() > now, "the container goes on")  # type: ignore[misc]
+
+
+def test_the_container_goes_on_while_its_image_is_unpacked(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def extract(*arguments: Any, **more: Any) -> Extracted:
+        assert goes_on.wait(patient(20))
+        return real(*arguments, **more)
+
+    real = unpacking.archive.extract
+    monkeypatch.setattr(unpacking.archive, "extract", extract)
+    with place.engine() as runtime:
+        image = runtime.commit(runtime.get("box"), "made")
+        now = place.count()
+        until(lambda: place.count() > now, "the container goes on")
+        assert not (runtime.graph.directory_names(image)[0]).exists()
+        goes_on.set()
+        assert len(output(runtime, "made", "cat", "/d/f").split()) == 500
 
 
 def test_a_layer_is_what_the_container_changed(module_engine: Runtime) -> None:

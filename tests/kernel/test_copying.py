@@ -113,7 +113,7 @@ def test_a_run_after_a_copy_that_left_its_mark_is_a_run(
             raise KernelError("write record", 28, "state.json")
 
         with monkeypatch.context() as disk:
-            disk.setattr(runtime, "_write_state", full)
+            disk.setattr(runtime._files, "write_state", full)
             write_into(container, "one")
         assert list(place.root.glob("containers/*/written"))
         container.start()

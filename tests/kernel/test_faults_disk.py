@@ -129,6 +129,42 @@ told["warnings"] = runtime.warnings
     }
 
 
+def test_an_image_whose_layer_cannot_be_unpacked_says_so_at_the_start_and_keeps_it(
+    on_a_small_disk: Callable[[str], dict[str, object]],
+) -> None:
+    told = on_a_small_disk("""
+from dockpy import unpacking
+unpacking.Unpacking.soon = lambda *_: None  # nobody unpacks but who needs it
+one = runtime.create(Config(image="base", cmd=("sh", "-c", "seq 100000 > /numbers")), "one")
+one.run()
+image = runtime.commit(one, "made")
+fill()
+
+
+def start():
+    return runtime.create(Config(image="made", cmd=("sh", "-c", "wc -l < /numbers")), "two")
+
+
+try:
+    start()
+except KernelError as error:
+    told["refused"] = [str(error).split()[0], str(error).split()[1], error.errno]
+told["layers"] = sorted(os.listdir(root / "layers")) == sorted(image.layers)
+runtime.close()
+runtime = engine()
+told["warnings"] = runtime.warnings
+(place / "filler").unlink()
+told["then"] = start().output().decode()
+""")
+    assert told == {
+        "refused": ["unpack", "layer", 28],
+        "layers": True,
+        "warnings": [],
+        "then": "100000\n",
+        "left": [],
+    }
+
+
 def test_ends_on_a_full_disk_are_known_and_written_when_there_is_room(
     on_a_small_disk: Callable[[str], dict[str, object]],
 ) -> None:

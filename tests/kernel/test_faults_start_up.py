@@ -19,7 +19,7 @@ import pytest
 from dockpy import Config, Container, Runtime
 from dockpy.errors import CommandNotFound, KernelError, Locked
 from dockpy.model import Status
-from dockpy.runtime import cgroup_name
+from dockpy.places import cgroup_name
 from patience import patient
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
@@ -401,7 +401,18 @@ def test_a_second_engine_on_one_root_is_refused_with_the_firsts_pid(host: Host) 
             with pytest.raises(Locked) as refused:
                 Runtime(host.root, run=run)
             assert (refused.value.pid, refused.value.root) == (os.getpid(), str(host.root))
-    shutil.rmtree(host.run.with_name("other-run"))
+    assert not host.run.with_name("other-run").exists()
+
+
+def test_a_second_engine_leaves_what_the_first_is_about_to_put_in_place(host: Host) -> None:
+    unfinished = host.root / ".tmp-repositories.json-12345678"
+    with host.engine():
+        unfinished.touch()
+        with pytest.raises(Locked):
+            Runtime(host.root, run=host.run)
+        assert unfinished.exists()
+    host.engine().close()
+    assert not unfinished.exists()
 
 
 def test_the_lock_of_a_killed_engine_holds_nobody_up(host: Host) -> None:

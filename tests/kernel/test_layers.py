@@ -2,64 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import hashlib
 import io
 import os
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import pytest
 
 from dockpy import Config, Runtime
 from dockpy.container import Record
+from dockpy.container_files import ContainerFiles
 from dockpy.errors import KernelError, NoSuchImage, StoreError
-from dockpy.graph import Graph
 from dockpy.image_archive.loading import load
 from dockpy.image_archive.saving import Selected, save
 from dockpy.image_config import chain_ids
-from dockpy.layers import DIFF, META, STREAM, LayerStore, StagedLayer
+from dockpy.layers import DIFF, META, STREAM, StagedLayer
 from dockpy.model import Image
-from dockpy.records import TEMPORARY, Flusher, Trash
-from dockpy.tags import TagStore
-from patience import patient
-from reference.tarblocks import END, file, header
+from reference.tarblocks import END, file
+from stores import (
+    PLAIN,
+    ROOT,
+    Store,
+    all_is_well,
+    descriptor,
+    die_before,
+    digest,
+    in_child,
+    stream_of,
+)
 
 pytestmark = pytest.mark.needs("root")
 
-ROOT = header(b"./", b"5", mode=0o755)
-PLAIN = ROOT + file(b"a", b"first") + END
 TWICE = ROOT + file(b"a", b"first") + file(b"b", b"other") + file(b"a", b"second, longer") + END
 """A name that comes twice: the tree keeps the second only."""
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-class Store:
-    """Layers, images and names below one root, as the runtime puts them together."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.flusher = Flusher()
-        self.trash = Trash(root)
-        self.graph = Graph(root, self.flusher, self.trash)
-        self.layers: LayerStore = self.graph._layers
-        self.tags = TagStore(root, self.graph, self.flusher)
-
-    def close(self) -> None:
-        self.trash.close()
-        self.flusher.close()
-
-    def names(self, of: str) -> list[str]:
-        return sorted(os.listdir(self.root / of))
 
 
 @pytest.fixture
@@ -67,18 +47,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(tmp_path)
     yield opened
     opened.close()
-
-
-@contextlib.contextmanager
-def descriptor(data: bytes) -> Iterator[int]:
-    """A descriptor that can go back."""
-    made = os.memfd_create("stream")
-    try:
-        os.write(made, data)
-        os.lseek(made, 0, os.SEEK_SET)
-        yield made
-    finally:
-        os.close(made)
 
 
 def stage_once(store: Store, data: bytes) -> StagedLayer:
@@ -90,17 +58,6 @@ def stage_once(store: Store, data: bytes) -> StagedLayer:
         return store.layers.stage(reader, expected=digest(data))
     finally:
         os.close(reader)
-
-
-def stream_of(store: Store, chain: str) -> bytes:
-    layer = store.layers.get(chain)
-    assert layer is not None
-    with descriptor(b"") as out:
-        packed = store.layers.write(layer, out)
-        data = os.pread(out, 1 << 20, 0)
-    assert (packed.size, packed.digest) == (len(data), digest(data))
-    assert store.layers.stream_size(layer) == len(data)
-    return data
 
 
 # -- the same bytes again --------------------------------------------------------------------------
@@ -252,31 +209,6 @@ def test_an_unfinished_mktemp_is_found_at_the_next_start(store: Store) -> None:
 
 # -- kills -----------------------------------------------------------------------------------------
 
-STEPS = ("rename", "mkdir", "unlink", "write")
-"""What Python does to the disk here; `_tar`'s own steps are met by kills at any time."""
-T = TypeVar("T")
-P = ParamSpec("P")
-
-
-def die_before(step: int) -> None:
-    """Kill this process before its `step`th call that may change what is on the disk."""
-    count = 0
-
-    def counted(real: Callable[P, T]) -> Callable[P, T]:
-        def call(*args: P.args, **more: P.kwargs) -> T:
-            nonlocal count
-            count += 1
-            if count > step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **more)
-
-        return call
-
-    for name in STEPS:
-        setattr(os, name, counted(getattr(os, name)))
-    read, make = os.open, counted(os.open)
-    os.open = lambda path, flags, *rest: (make if flags & os.O_CREAT else read)(path, flags, *rest)
-
 
 @pytest.fixture
 def quick_disk() -> Iterator[Path]:
@@ -331,42 +263,6 @@ def job(root: Path, archive: bytes) -> None:
     for image in store.graph.all():
         if image.config.cmd == ("old",):
             store.graph.delete(image.id)
-    store.close()
-
-
-def in_child(action: Callable[[], None]) -> int:
-    """Its pid; it ends with 0 when the action comes to its end."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
-def all_is_well(root: Path, kept: Image) -> None:
-    """The start-up check mends what a kill left, and nothing that was finished is lost."""
-    store = Store(root)
-    findings = store.graph.check()
-    assert not any("set aside" in str(one) for one in (*findings, *store.tags.findings)), findings
-    assert store.tags.lookup_image("kept") == kept
-    for names in store.tags.repositories().values():
-        for image_id in names.values():
-            assert store.graph.exists(image_id)
-    for image in store.graph.all():
-        assert digest(store.graph.configuration(image)) == image.id
-        for chain, diff_id in zip(image.layers, image.diff_ids, strict=True):
-            assert digest(stream_of(store, chain)) == diff_id
-    used = {layer for image in store.graph.all() for layer in image.layers}
-    assert set(store.names("layers")) == used
-    assert not [name for name in store.names("graph") if name.startswith(TEMPORARY)]
-    assert store.graph.check() == []
-    store.trash.sweep()
-    assert store.trash.wait(patient(10))
-    assert not (root / "trash").exists() or store.names("trash") == []
     store.close()
 
 
@@ -438,16 +334,16 @@ def test_an_image_removed_while_a_container_is_made_of_it_leaves_no_half_contain
     engine: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = engine.tags.lookup_image("base")
-    real = Runtime._make
+    real = ContainerFiles.make
 
-    def make(runtime: Runtime, record: Record, image: Image) -> None:
-        real(runtime, record, image)
+    def make(files: ContainerFiles, record: Record, top: os.stat_result) -> None:
+        real(files, record, top)
         monkeypatch.undo()
-        with runtime.graph.steady_users():
-            runtime.tags.delete("base")
-            runtime.graph.delete(image.id)
+        with engine.graph.steady_users():
+            engine.tags.delete("base")
+            engine.graph.delete(base.id)
 
-    monkeypatch.setattr(Runtime, "_make", make)
+    monkeypatch.setattr(ContainerFiles, "make", make)
     with pytest.raises(NoSuchImage):
         engine.create(Config(image="base", cmd=("true",)), "half")
     assert engine.list() == []

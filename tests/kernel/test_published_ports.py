@@ -159,6 +159,7 @@ def test_traffic_the_host_passes_on_is_not_taken_for_its_own(
         assert world.far.source_at(elsewhere, "10.9.0.2", 8080) == "10.9.0.1"
 
 
+@pytest.mark.needs("ctnetlink")
 def test_a_udp_flow_follows_its_port_to_the_next_container(
     world: World, firewall: Firewall
 ) -> None:

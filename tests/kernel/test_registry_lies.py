@@ -167,6 +167,22 @@ def test_layers_of_every_compression_are_taken(
     assert place.registries.pull_image(f"{registry.host}/x").image.id == image_id
 
 
+def test_a_server_that_closes_after_every_answer_is_as_good(
+    registry: LyingRegistry, place: Place
+) -> None:
+    image_id, _ = registry.put_image("x", layer(b"f", noise(300_000)), layer(b"g"))
+
+    def last(exchange: Exchange) -> bool:
+        exchange.last = True
+        return False
+
+    registry.lie(".*", last)
+    pulled = place.registries.pull_image(f"{registry.host}/x")
+    assert pulled.image.id == image_id
+    place.tags.set(f"{registry.host}/y", "latest", image_id)
+    place.registries.push_image(f"{registry.host}/y")
+
+
 def test_what_is_here_is_not_fetched_again(registry: LyingRegistry, place: Place) -> None:
     shared = layer(b"base", noise(5000))
     _, first = registry.put_image("one", shared)
@@ -176,8 +192,11 @@ def test_what_is_here_is_not_fetched_again(registry: LyingRegistry, place: Place
     assert len(registry.requests(f"GET .*/blobs/{first[0]}")) == 1
     assert len(registry.requests(f"GET .*/blobs/{second[1]}")) == 1
     before = len(registry.requests("GET .*"))
+    images = place.root / "graph"
+    written = images.stat().st_mtime_ns
     again = place.registries.pull_image(f"{registry.host}/two")
     assert not again.new
+    assert images.stat().st_mtime_ns == written  # and no wait for the disk
     paths = [one.path for one in registry.requests("GET .*")[before:]]
     assert paths == ["/v2/", "/v2/two/manifests/latest"]
 

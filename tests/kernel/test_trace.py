@@ -12,6 +12,7 @@ pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 IN_ORDER = [
     ("daemon", "image found, configuration checked"),
     ("daemon", "container's directories and record written"),
+    ("daemon", "network connected"),
     ("daemon", "cgroups made"),
     ("daemon", "root mounted, detached"),
     ("daemon", "user looked up"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dockpy._diff import KERNEL_STEPS, TREE_PROBLEMS, Comparison
-from dockpy.changes import changes
+from dockpy.changes import change_lines, changes
 from dockpy.errors import KernelError, RequestError
 from dockpy.model import Change, ChangeKind
 
@@ -47,8 +47,11 @@ def said(upper: Path, *lowers: Path, mount_points: tuple[str, ...] = ()) -> list
             stack.callback(os.close, fds[-1])
         before = os.listdir("/proc/self/fd")
         found = changes(fds[0], fds[1:], mount_points=mount_points)
+        lines = change_lines(fds[0], fds[1:], mount_points=mount_points)
         assert os.listdir("/proc/self/fd") == before
-    return [f"{one.kind.value} {one.path}" for one in found]
+    told = [f"{one.kind.value} {one.path}" for one in found]
+    assert lines == b"".join(os.fsencode(one) + b"\n" for one in told)
+    return told
 
 
 def test_changes_are_values(upper: Path) -> None:
@@ -59,6 +62,7 @@ def test_changes_are_values(upper: Path) -> None:
     found = changes(fd, [])
     os.close(fd)
     assert found == [Change("/ü", ChangeKind.ADD), Change("/\udcff", ChangeKind.ADD)]
+    assert said(upper) == ["A /ü", "A /\udcff"]
     assert len({*found, *found}) == 2
     with pytest.raises(AttributeError):
         found[0].path = "/other"  # type: ignore[misc]

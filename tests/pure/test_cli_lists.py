@@ -123,7 +123,7 @@ def test_ps_without_containers_shows_the_heads(caller: Caller) -> None:
         ("-a -f before=web", ["old"]),
         ("-a -f since=old", ["new", "web"]),
         ("-a -f volume=/data", ["new"]),
-        ("-f network=none", ["web"]),
+        ("-f network=bridge", ["web"]),
         ("-a -f network=host", []),
     ],
 )
@@ -374,7 +374,7 @@ def test_inspect_has_dockers_keys(caller: Caller, three: list[FakeContainer]) ->
     assert found["Config"]["Labels"] == {"b": "1", "tier": "web"}
     assert found["Config"]["Hostname"] == "b" * 12
     assert found["LogPath"] == f"/var/lib/dockpy/containers/{'b' * 64}/log/container.log"
-    assert found["NetworkSettings"]["Networks"].keys() == {"none"}
+    assert found["NetworkSettings"]["Networks"].keys() == {"bridge"}
 
 
 def test_inspect_shows_every_limit_where_docker_does(caller: Caller, engine: FakeEngine) -> None:

@@ -329,7 +329,7 @@ def test_every_verb_has_help_that_names_its_options(name: str, caller: Caller) -
 def test_help_lists_all_verbs(caller: Caller) -> None:
     code, output, _ = caller("--help")
     assert code == 0
-    assert [line.split()[0] for line in output.splitlines() if line.startswith("  ")][
+    assert [line[2:].split("  ")[0] for line in output.splitlines() if line.startswith("  ")][
         : len(main.COMMANDS)
     ] == sorted(main.COMMANDS)
     assert caller() == caller("help") == (0, output, "")

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 import dockpy
-from dockpy import runtime
+from dockpy import places
 from dockpy.api import client
 from dockpy.api.client import Client, Leave, engine_options
 
@@ -30,12 +30,12 @@ def test_paths_become_absolute_as_the_library_has_it(path: str) -> None:
 
 @pytest.mark.parametrize("root", ["/var/lib/dockpy", "/var/lib/dockpy2", "/ä b/\udcff"])
 def test_the_run_directory_is_the_one_the_engine_takes(root: str) -> None:
-    assert client.run_directory(root) == str(runtime.run_directory(Path(root)))
+    assert client.run_directory(root) == str(places.run_directory(Path(root)))
 
 
 def test_the_defaults_are_the_engines() -> None:
-    assert Path(client.DEFAULT_ROOT) == runtime.DEFAULT_ROOT
-    assert Path(client.DEFAULT_RUN) == runtime.DEFAULT_RUN
+    assert Path(client.DEFAULT_ROOT) == places.DEFAULT_ROOT
+    assert Path(client.DEFAULT_RUN) == places.DEFAULT_RUN
 
 
 @pytest.mark.parametrize(

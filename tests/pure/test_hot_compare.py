@@ -61,7 +61,7 @@ def test_what_is_kept_is_the_median_ratio_and_nothing_of_the_machine(tmp_path: P
 
 
 def test_a_run_can_be_compared_with_a_run(tmp_path: Path) -> None:
-    now = saved_run(tmp_path / "now.json", spawn=3.0)
+    now = saved_run(tmp_path / "now.json", spawn=4.0)
     before = saved_run(tmp_path / "before.json", spawn=1.0)
     assert compare.main([str(now), "--against", str(before)]) == 1
     assert compare.main([str(before), "--against", str(now)]) == 0

@@ -146,9 +146,11 @@ PROXY = {"HTTPS_PROXY": "http://name:p%40ss@proxy.example:3128", "http_proxy": "
 
 def test_the_proxy_is_the_one_of_the_urls_scheme() -> None:
     proxy = proxy_for("https", "registry.example", 443, PROXY)
-    assert proxy == Proxy("proxy.example", 3128, "Basic bmFtZTpwQHNz")
+    assert proxy == Proxy("proxy.example", 3128, "Basic bmFtZTpwQHNz", "HTTPS_PROXY")
     assert "bmFtZTpw" not in repr(proxy)
-    assert proxy_for("http", "registry.example", 80, PROXY) == Proxy("proxy.example", 80)
+    assert proxy_for("http", "registry.example", 80, PROXY) == Proxy(
+        "proxy.example", 80, variable="HTTP_PROXY"
+    )
     assert proxy_for("https", "registry.example", 443, {}) is None
 
 
@@ -163,7 +165,19 @@ def test_this_machine_is_never_reached_through_a_proxy(host: str) -> None:
         ("*", "a.example", True),
         ("example", "a.example", True),
         (".example", "a.example", True),
-        (".example", "example", True),
+        (".example", "example", False),
+        ("*.example", "example", False),
+        (".example:443", "a.example", True),
+        (".example:80", "a.example", False),
+        ("10.9.8.7", "10.9.8.7", True),
+        ("10.9.8.7:443", "10.9.8.7", True),
+        ("10.9.8.7:80", "10.9.8.7", False),
+        ("fd00::/8", "fd00::1", True),
+        ("fd00::1", "fd00:0::1", True),
+        ("[fd00::1]:443", "fd00::1", True),
+        ("[fd00::1]:80", "fd00::1", False),
+        ("[fd00::1]", "fd00::1", True),
+        (":443,,", "a.example", False),
         ("*.example", "a.example", True),
         ("a.example:443", "a.example", True),
         ("a.example:80", "a.example", False),
@@ -179,7 +193,10 @@ def test_no_proxy_is_read_as_go_reads_it(text: str, host: str, direct: bool) -> 
     assert (found is None) == direct
 
 
-@pytest.mark.parametrize("text", ["socks5://p.example:1", "http://", "http://p.example:port"])
+@pytest.mark.parametrize(
+    "text",
+    ["socks5://u:w@p.example:1", "http://", "http://p.example:port", "http://[::1", "https://p"],
+)
 def test_a_proxy_that_cannot_be_used_is_told_without_its_password(text: str) -> None:
-    with pytest.raises(RequestError, match="HTTPS_PROXY is not"):
+    with pytest.raises(RequestError, match="HTTPS_PROXY is not http://HOST:PORT; correct or unset"):
         proxy_for("https", "registry.example", 443, {"HTTPS_PROXY": text})

@@ -18,11 +18,11 @@ from dockpy.errors import Cancelled
 from dockpy.registry import compressing
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.client import backoff, retry_after
+from dockpy.registry.connecting import Origin, shown
 from dockpy.registry.growing import GrowingFile, GrowingReader
 from dockpy.registry.progress import DOWNLOADING, PULLED, Event, ProgressReader
 from dockpy.registry.settings import Patience
 from dockpy.registry.sharing import Job, Jobs
-from dockpy.registry.transport import Origin, shown
 from patience import patient
 
 # -- shared work ---------------------------------------------------------------------------------

@@ -52,22 +52,22 @@ def test_a_trace_without_moments_is_a_head_alone() -> None:
     assert Trace().text().count("\n") == 1
 
 
-def test_a_packed_trace_is_unpacked_as_it_was() -> None:
-    trace = noted((1, CLIENT, "begun: with words"), (2, DAEMON, "mount \u00fc"))
-    other = noted((0, CLIENT, "own"))
-    other.unpack(trace.pack(1000))
-    assert other.moments == [(0, CLIENT, "own"), *trace.moments]
+def test_a_message_tells_when_it_begins_and_ends_above_its_table() -> None:
+    trace = noted((30, CLIENT, "begun"), (70, DAEMON, "done"), (50, DAEMON, "mount \udcff"))
+    head, _, table = trace.message(1000).partition(b"\n")
+    assert head == b"30 70"
+    assert table == trace.text().encode(errors="backslashreplace")
 
 
-@pytest.mark.parametrize("limit", range(20, 60))
-def test_a_trace_too_long_for_its_message_loses_whole_moments_at_its_end(limit: int) -> None:
-    trace = noted(*((n, DAEMON, "a step") for n in range(5)))
-    packed = trace.pack(limit)
-    assert len(packed) <= limit
-    got = Trace()
-    got.unpack(packed)
-    assert got.moments == trace.moments[: len(got.moments)]
-    assert len(got.moments) >= 1
+@pytest.mark.parametrize("limit", range(80, 300, 7))
+def test_a_message_too_long_for_its_packet_loses_whole_lines_at_its_end(limit: int) -> None:
+    trace = noted(*((n, DAEMON, f"step {n}") for n in range(9)))
+    told = trace.message(limit)
+    whole = trace.message(10_000)
+    assert len(told) <= limit
+    assert whole.startswith(told)
+    assert told.endswith(b"\n")
+    assert len(told) + 45 > min(limit, len(whole))
 
 
 def test_steps_are_named_by_the_plan_as_far_as_the_child_noted_them() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 import tarfile
 from decimal import Decimal
@@ -185,6 +186,7 @@ def _xattrs(path: str, member: tarfile.TarInfo) -> None:
         name = key.removeprefix("SCHILY.xattr.")
         if name != key and not name.startswith(OVERLAY):
             raw = value.encode("utf-8", "surrogateescape")
+            name = re.sub("%(3D|25)", lambda found: chr(int(found[1], 16)), name)
             os.setxattr(path, name, raw, follow_symlinks=False)
 
 

@@ -19,6 +19,7 @@ from dockpy.api import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 DEFAULT_ROOT = "/var/lib/dockpy"
@@ -53,15 +54,21 @@ def main() -> None:
     if _signal.getsignal(2) is _signal.default_int_handler:
         _signal.signal(2, _signal.SIG_DFL)
     fill_closed_descriptors()
-    client = None
-    try:
-        argv, root, run = engine_options([encode(word) for word in sys.argv[1:]])
+    client = Client(DEFAULT_ROOT, DEFAULT_RUN)
+
+    def work() -> int:
+        argv, client.root, client.run = engine_options([encode(word) for word in sys.argv[1:]])
         if argv and argv[0] in DAEMON:
-            become_daemon(root, run, argv[1:])
-        client = Client(root, run)
-        if b"--trace" in argv or posix.environ.get(b"DOCKPY_TRACE", b"0") not in (b"", b"0"):
-            client.trace = begun_trace()
-        code = client.command(argv)
+            become_daemon(client.root, client.run, argv[1:])
+        return client.command(argv)
+
+    leave(client, work)
+
+
+def leave(client: "Client", work: "Callable[[], int]") -> None:
+    """Do the client's work and leave with its exit code, the terminal as it was."""
+    try:
+        code = work()
     except Leave as end:
         code = end.code
         if end.text:
@@ -70,21 +77,30 @@ def main() -> None:
         code = ENGINE_ERROR
         say(f"dockpy: internal error of the client: {type(error).__name__}: {error}\n".encode())
     finally:
-        if client is not None:
-            client.cook()
+        client.cook()
     posix._exit(code)
 
 
-def begun_trace() -> "Any":
-    """A trace that knows when this process began, if `launcher.c` said so."""
-    from dockpy.trace import CLIENT, Trace
+def go_on() -> None:
+    """Go on where `quick.c` could not, and leave with the exit code. Does not return.
 
-    trace = Trace()
-    began = posix.environ.get(b"DOCKPY_TRACE_BEGAN", b"")
-    if began.isdigit():
-        trace.at(int(began), CLIENT, "process has begun")
-    trace.mark(CLIENT, "interpreter is up, client imported")
-    return trace
+    The argument is a descriptor: root, run directory, and the numbers of the connection (-1: the
+    daemon is gone), of the pipe for the terminal's keys (-1: none), whether CLOSING was told, and
+    the length of the packet that is to be obeyed next, each with a NUL behind it; that packet; and
+    what FOLLOW told. Signals are blocked until they are relayed again.
+    """
+    if _signal.getsignal(2) is _signal.default_int_handler:
+        _signal.signal(2, _signal.SIG_DFL)
+    descriptor = int(sys.argv[1])
+    size = posix.lseek(descriptor, 0, 2)
+    said = posix.pread(descriptor, size, 0)
+    posix.close(descriptor)
+    root, run, connection, keys, closing, length, rest = said.split(b"\0", 6)
+    client = Client(decode(root), decode(run))
+    client.closing = closing == b"1"
+    client.keys_to = int(keys)
+    packet, client.resumption = rest[: int(length)], rest[int(length) :]
+    leave(client, lambda: client.take_over(int(connection), packet))
 
 
 def encode(text: str) -> bytes:
@@ -102,6 +118,17 @@ def say(text: bytes) -> None:
         posix.write(2, text)
     except OSError:
         return
+
+
+def show_trace(told: bytes) -> None:
+    """The timeline of this command, with its last line: that we know."""
+    from time import monotonic_ns
+
+    now = monotonic_ns()
+    head, _, table = told.partition(b"\n")
+    first, last = map(int, head.split())
+    at, took = (now - first) / 1e6, (now - last) / 1e6
+    say(table + b"%8.3f %7.3f  %-10s  %s\n" % (at, took, b"client", b"has the answer"))
 
 
 def fill_closed_descriptors() -> None:
@@ -153,7 +180,7 @@ def absolute(path: str) -> str:
 
 
 def run_directory(root: str) -> str:
-    """As dockpy.runtime.run_directory has it."""
+    """As dockpy.places.run_directory has it."""
     if root == DEFAULT_ROOT:
         return DEFAULT_RUN
     try:  # the interpreter's own, without OpenSSL: of 3.11, of later ones
@@ -207,19 +234,19 @@ class Client:
         self.keys_to = -1
         self.keys = b""
         self.reading = False
-        self.trace: Any = None
-        """Moments of this command (`dockpy.trace`), if it may be traced."""
-        self.traced = False
-        """It was: the daemon sent its part."""
+        self.listening = False
 
     def command(self, argv: list[bytes]) -> int:
         """The exit code of a command line. Blocks as long as it takes. Leave."""
         request = wire.Request(
             wire.RUN, 0, argv, [name + b"=" + value for name, value in posix.environ.items()]
         )
-        stdin = 0
-        if self.trace is not None:
+        if b"--trace" in argv or posix.environ.get(b"DOCKPY_TRACE", b"0") not in (b"", b"0"):
+            from time import monotonic_ns
+
             request.flags |= wire.TRACED
+            request.env.append(b"DOCKPY_TRACE_UP=%d" % monotonic_ns())
+        stdin = 0
         if posix.isatty(0):
             request.flags |= wire.TERMINAL
             stdin, self.keys_to = posix.pipe2(posix.O_CLOEXEC)
@@ -227,6 +254,24 @@ class Client:
         self.ask(request, stdin)
         if stdin:
             posix.close(stdin)
+        return self.follow()
+
+    def take_over(self, descriptor: int, packet: bytes) -> int:
+        """Go on with a conversation that another program began; as `command`."""
+        if descriptor < 0:
+            self.resume()
+        else:
+            connection = _socket.socket(fileno=descriptor)
+            posix.set_inheritable(descriptor, False)
+            self.listen(connection)
+        if self.keys_to >= 0:
+            posix.set_inheritable(self.keys_to, False)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, RELAYED)
+        code = self.obey(packet[:1], packet[1:]) if packet else -1
+        return code if code >= 0 else self.follow()
+
+    def follow(self) -> int:
+        """Do as the daemon says until it gives the exit code."""
         while True:
             packet = self.next()
             if not packet:
@@ -255,8 +300,6 @@ class Client:
             while words:
                 words = words[posix.write(spilled, words) :]
         connection = self.connect()
-        if self.trace is not None:
-            self.trace.mark("client", "connected to the daemon")
         rights = b"".join([one.to_bytes(4, sys.byteorder) for one in descriptors])
         # The request goes first, and a signal that comes just after it is not lost.
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, RELAYED)
@@ -289,9 +332,6 @@ class Client:
     def obey(self, kind: bytes, rest: bytes) -> int:
         """Do what a packet says; the exit code if that is what it says, or -1."""
         if kind == wire.EXIT:
-            if self.traced:
-                self.trace.mark("client", "has the exit code")
-                say(self.trace.text().encode(errors="surrogateescape"))
             return rest[0] if rest else ENGINE_ERROR
         if kind == wire.RAW:
             self.raw()
@@ -308,9 +348,8 @@ class Client:
             self.resumption = rest
         elif kind == wire.SAY:
             say(rest)
-        elif kind == wire.TRACE and self.trace is not None:
-            self.trace.unpack(rest)
-            self.traced = True
+        elif kind == wire.TRACE:
+            show_trace(rest)
         elif kind == wire.CLOSING:
             self.closing = True
         return -1
@@ -379,7 +418,8 @@ class Client:
         connection.setblocking(False)  # looked at by set_wakeup_fd, once
         _signal.set_wakeup_fd(connection.fileno(), warn_on_full_buffer=False)
         connection.setblocking(True)
-        if self.connection is None and not self.resumption:
+        if not self.listening:
+            self.listening = True
             for number in RELAYED:
                 if _signal.getsignal(number) != _signal.SIG_IGN:
                     _signal.signal(number, self.noticed)

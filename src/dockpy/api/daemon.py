@@ -28,7 +28,7 @@ import termios
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,8 +40,9 @@ from dockpy.cli.engine import Engine, EngineAttachment, EngineContainer
 from dockpy.cli.session import Session
 from dockpy.errors import Conflict, DockpyError, Locked, NotFound, RequestError
 from dockpy.model import Status
-from dockpy.runtime import DEFAULT_ROOT, Runtime, run_directory
-from dockpy.trace import DAEMON, Trace
+from dockpy.places import DEFAULT_ROOT, network_settings, run_directory
+from dockpy.runtime import Runtime
+from dockpy.trace import CLIENT, DAEMON, Trace
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,12 @@ CLOSING_PATIENCE = 3.0
 """Seconds commands have to end when the daemon does."""
 RAW_PATIENCE = 2.0
 """Seconds a client has to switch its terminal."""
+CLIENTS_MOMENTS = {
+    "DOCKPY_TRACE_BEGAN": "process has begun",
+    "DOCKPY_TRACE_UP": "interpreter is up, client imported",
+}
+LONGEST_MOMENT = 20
+"""Digits; 18 of nanoseconds are 30 years."""
 STACK = 512 << 10
 ENGINE_ERROR = 125
 LOCKED = 1
@@ -345,7 +352,7 @@ class Client:
             takes_stdin=lambda: self.tell(wire.STDIN),
         )
         if request.flags & wire.TRACED:
-            session.trace = self._begun_trace()
+            session.trace = self._begun_trace(session.env)
             session.show_trace = session.env.get("DOCKPY_TRACE", "0") not in ("", "0")
         with self._lock:
             self._terminal = window
@@ -362,9 +369,13 @@ class Client:
             with self._lock:
                 self._terminal = -1
 
-    def _begun_trace(self) -> Trace:
-        """What was done for this client so far."""
+    def _begun_trace(self, env: Mapping[str, str]) -> Trace:
+        """What was done for this client so far, by itself too."""
         trace = Trace()
+        for name, what in CLIENTS_MOMENTS.items():
+            text = env.get(name, "")
+            if text.isascii() and text.isdigit() and len(text) < LONGEST_MOMENT:
+                trace.at(int(text), CLIENT, what)
         trace.at(int(self.since * 1e9), DAEMON, "client accepted")
         trace.at(self._asked_at, DAEMON, "request received")
         trace.mark(DAEMON, "a thread has read the request")
@@ -373,7 +384,7 @@ class Client:
     def _tell_trace(self, trace: Trace) -> None:
         if trace.on:
             trace.mark(DAEMON, "command done")
-            self.tell(wire.TRACE + trace.pack(wire.PACKET_LIMIT - 1))
+            self.tell(wire.TRACE + trace.message(wire.PACKET_LIMIT - 1))
 
     def _set_raw(self, on: bool) -> None:
         """Switch the client's terminal, and wait until raw mode is on, as long as it takes it."""
@@ -574,6 +585,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", default=str(DEFAULT_ROOT), help="where images and containers are")
     parser.add_argument("--run", help="where sockets are (default: by the root)")
     parser.add_argument("--supervisors", type=int, help="processes that parent the containers")
+    parser.add_argument("--bridge", help="name of the default network's bridge")
+    parser.add_argument("--bip", help="its address and range, such as 172.30.0.1/16")
+    parser.add_argument("--fixed-cidr-v6", help="IPv6 range of the default network")
+    parser.add_argument("--mtu", type=int, help="largest packet of the default network")
     parser.add_argument("--debug", action="store_true", help="write down more")
     options = parser.parse_args(arguments)
     logging.basicConfig(
@@ -583,7 +598,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = Path(options.run) if options.run else run_directory(Path(options.root))
     own_signals()
     try:
-        runtime = Runtime(options.root, run=run, supervisors=options.supervisors)
+        runtime = Runtime(
+            options.root,
+            run=run,
+            supervisors=options.supervisors,
+            network=network_settings(Path(options.root)).told(
+                bridge=options.bridge,
+                bip=options.bip,
+                subnet6=options.fixed_cidr_v6,
+                mtu=options.mtu,
+                environment=os.environ.get("DOCKPY_BRIDGE", ""),
+            ),
+        )
     except Locked as error:
         refuse(error, LOCKED)
     except (DockpyError, OSError) as error:

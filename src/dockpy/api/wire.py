@@ -29,7 +29,9 @@ DESCRIPTOR_LIMIT = 6
 RUN, RESUME = 1, 2
 """RUN: the arguments are a command line. RESUME: they are what FOLLOW told."""
 TERMINAL, SPILLED, READING, TRACED = 1, 2, 4, 8
-"""READING: this client was told STDIN already. TRACED: it can show a timeline (see `trace`)."""
+"""READING: this client was told STDIN already. TRACED: it asks for a timeline if the command is to
+be traced (see `trace`); DOCKPY_TRACE_BEGAN and _UP in its environment tell when its process began
+and when its interpreter was up, in nanoseconds of CLOCK_MONOTONIC."""
 
 EXIT = b"x"
 """One byte more: leave with this code."""
@@ -45,7 +47,7 @@ FOLLOW = b"f"
 SAY = b"s"
 """The rest: text for standard error."""
 TRACE = b"t"
-"""The rest: what was done when, just before EXIT, if the command is to be traced."""
+"""Just before EXIT, the timeline: when it begins and ends, in nanoseconds, a newline, the table."""
 CLOSING = b"q"
 """This daemon is ended on purpose: wait for another one, start none."""
 

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, Protocol
 
 from dockpy.container import Record
 from dockpy.graph import Layer
-from dockpy.model import Change, Config, Exec, Image, State
+from dockpy.model import Config, Exec, Image, State
+from dockpy.network.values import Lease, Network, Wish
 from dockpy.registry.auth import Credentials
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.credentials import Asking
@@ -101,7 +102,7 @@ class EngineContainer(EngineProgram, Protocol):
 
     def execute(self, wanted: Exec) -> EngineExecution: ...
 
-    def changes(self) -> Sequence[Change]: ...
+    def change_lines(self) -> bytes: ...
 
     def root(self, *, writable: bool) -> AbstractContextManager[int]: ...
 
@@ -130,7 +131,7 @@ class EngineGraph(Protocol):
 
     def by_parent(self) -> Mapping[str, Sequence[Image]]: ...
 
-    def lower_directories(self, image: Image) -> Sequence[Path]: ...
+    def directory_names(self, image: Image) -> Sequence[Path]: ...
 
     def history(self, image: Image) -> Sequence[Image]: ...
 
@@ -208,6 +209,35 @@ class EngineRegistries(Protocol):
     ) -> str: ...
 
 
+class EngineNetworks(Protocol):
+    """The networks."""
+
+    def all(self) -> Sequence[Network]: ...
+
+    def get(self, reference: str) -> Network: ...
+
+    def create(
+        self,
+        name: str,
+        *,
+        subnet: str = "",
+        gateway: str = "",
+        subnet6: str = "",
+        internal: bool = False,
+        masquerade: bool = True,
+        mtu: int = 0,
+        labels: dict[str, str] | None = None,
+    ) -> Network: ...
+
+    def remove(self, network: Network) -> None: ...
+
+    def users(self, network: Network) -> Sequence[str]: ...
+
+    def members(self, network: Network) -> Sequence[str]: ...
+
+    def lease(self, container: str) -> Lease | None: ...
+
+
 class EngineLoaded(Protocol):
     """An image that was taken in, and its names."""
 
@@ -258,6 +288,9 @@ class EngineInfo(Protocol):
     def cgroup(self) -> str: ...
 
     @property
+    def dying_networks(self) -> int: ...
+
+    @property
     def warnings(self) -> tuple[str, ...]: ...
 
 
@@ -272,6 +305,9 @@ class Engine(Protocol):
 
     @property
     def registries(self) -> EngineRegistries: ...
+
+    @property
+    def networks(self) -> EngineNetworks: ...
 
     @property
     def root(self) -> Path: ...
@@ -319,5 +355,9 @@ class Engine(Protocol):
     def load(self, source: BinaryIO | int) -> Sequence[EngineLoaded]: ...
 
     def containers_of(self, image: Image) -> Sequence[EngineContainer]: ...
+
+    def join_network(self, container: Any, network: Network, wish: Wish) -> None: ...
+
+    def leave_network(self, container: Any, network: Network) -> None: ...
 
     def info(self) -> EngineInfo: ...

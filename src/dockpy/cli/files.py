@@ -80,9 +80,7 @@ def commit(
     Operand("container", "container"),
 )
 def diff(session: Session, *, container: str) -> int:
-    changes = session.runtime.get(container).changes()
-    text = "".join(f"{one.kind.value} {one.path}\n" for one in changes)
-    session.write(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    session.write(session.runtime.get(container).change_lines().decode("utf-8", "replace"))
     return 0
 
 

@@ -6,13 +6,14 @@ import ipaddress
 import re
 
 from dockpy.errors import UsageError
+from dockpy.etcfiles import HOST_GATEWAY
 from dockpy.humantime import parse_size
 from dockpy.stdio import parse_detach_keys
 
 STREAMS = ("stdin", "stdout", "stderr")
-NETWORKS = ("none", "host")
 PULL = ("missing", "never", "always")
 _CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_HARDWARE = re.compile(r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
 
 
@@ -89,10 +90,13 @@ def parse_address(text: str) -> str:
 
 
 def parse_host_entry(text: str) -> str:
-    """`name:address` (or `name=address`); returned as `name:address`."""
+    """`name:address` (or `name=address`); returned as `name:address`. The address `host-gateway`
+    stands for the host as the container sees it."""
     name, separator, address = text.partition("=" if "=" in text else ":")
     if not separator or not name or any(one.isspace() for one in name):
         raise UsageError("name:address expected, such as db:10.0.0.5")
+    if address == HOST_GATEWAY:
+        return f"{name}:{address}"
     try:
         ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
     except ValueError as error:
@@ -108,12 +112,42 @@ def parse_hostname(text: str) -> str:
 
 
 def parse_network(text: str) -> str:
-    """`none` or `host`."""
-    if text in NETWORKS:
-        return text
-    if text in ("bridge", "default") or text.startswith("container:"):
-        raise UsageError("that network is not available yet; use none or host")
-    raise UsageError("none or host expected")
+    """`bridge`, `none`, `host`, `container:NAME`, or the name of a network."""
+    if not text or text == "container:":
+        raise UsageError("bridge, none, host, container:NAME or the name of a network expected")
+    return "bridge" if text == "default" else text
+
+
+def parse_address4(text: str) -> str:
+    """An IPv4 address."""
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError as error:
+        raise UsageError("an IPv4 address expected, such as 10.9.0.5") from error
+
+
+def parse_hardware(text: str) -> str:
+    """A link's address of six bytes, not a group's."""
+    if not _HARDWARE.fullmatch(text):
+        raise UsageError("six bytes such as 02:42:0a:09:00:05 expected")
+    if int(text[:2], 16) & 1:
+        raise UsageError("the address of a group; its first byte must be even")
+    return text.lower().replace("-", ":")
+
+
+def parse_link(text: str) -> str:
+    """`NAME` or `NAME:ALIAS`."""
+    name, colon, alias = text.partition(":")
+    if not name or (colon and not alias) or ":" in alias:
+        raise UsageError("NAME or NAME:ALIAS expected")
+    return text
+
+
+def parse_alias(text: str) -> str:
+    """A name for the network's resolver."""
+    if not text or any(one.isspace() for one in text) or len(text) > 253:
+        raise UsageError("a name without spaces expected")
+    return text
 
 
 def parse_pull(text: str) -> str:

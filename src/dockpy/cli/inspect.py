@@ -67,10 +67,11 @@ def look_up(engine: Engine, name: str, kind: str) -> dict[str, Any]:
             if kind:
                 raise
         else:
-            return container_values(container, engine.run, engine.root)
+            lease = engine.networks.lease(container.id)
+            return container_values(container, engine.run, engine.root, lease)
     try:
         image = engine.tags.lookup_image(name)
     except (NotFound, UsageError) as error:
         raise NotFound(kind or "object", name) from error
-    layers = engine.graph.lower_directories(image)
+    layers = engine.graph.directory_names(image)
     return image_values(image, engine.tags.by_id().get(image.id, ()), layers)

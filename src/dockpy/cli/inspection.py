@@ -14,6 +14,8 @@ from dockpy.cli.engine import EngineContainer
 from dockpy.cli.render import ZERO_TIME, json_time
 from dockpy.cli.template import Map
 from dockpy.model import Bind, Config, Image, State, Status
+from dockpy.network.ports import binding_map, bindings, port_map
+from dockpy.network.values import Endpoint, Lease
 
 DRIVER = "overlay"
 _MASKED_PATHS = (
@@ -39,8 +41,10 @@ _READ_ONLY_PATHS = (
 )
 
 
-def container_values(container: EngineContainer, run: Path, root: Path) -> dict[str, Any]:
-    """A container; `run` and `root` are the engine's directories."""
+def container_values(
+    container: EngineContainer, run: Path, root: Path, lease: Lease | None = None
+) -> dict[str, Any]:
+    """A container; `run` and `root` are the engine's directories, `lease` its network now."""
     config = container.config
     files = run / "containers" / container.id
     directory = root / "containers" / container.id
@@ -74,7 +78,7 @@ def container_values(container: EngineContainer, run: Path, root: Path) -> dict[
         "Mounts": [mount_values(bind) for bind in config.binds]
         + [tmpfs_values(target, options) for target, options in config.tmpfs.items()],
         "Config": config_values(config, container.image_name, container.id[:12]),
-        "NetworkSettings": network_values(config),
+        "NetworkSettings": network_values(config, lease or Lease()),
     }
 
 
@@ -105,7 +109,7 @@ def host_values(config: Config) -> dict[str, Any]:
         "ContainerIDFile": "",
         "LogConfig": {"Type": "json-file", "Config": Map(log)},
         "NetworkMode": config.network_mode,
-        "PortBindings": Map(),
+        "PortBindings": Map(binding_map(bindings(config.port_specs))),
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": config.auto_remove,
         "VolumeDriver": "",
@@ -114,7 +118,7 @@ def host_values(config: Config) -> dict[str, Any]:
         "CapDrop": list(config.cap_drop) or None,
         "CgroupnsMode": "private",
         "Dns": list(config.dns),
-        "DnsOptions": [],
+        "DnsOptions": list(config.dns_options),
         "DnsSearch": list(config.dns_search),
         "ExtraHosts": list(config.extra_hosts) or None,
         "GroupAdd": None,
@@ -237,19 +241,56 @@ def device_values(text: str) -> dict[str, str]:
     }
 
 
-def network_values(config: Config) -> dict[str, Any]:
-    """The NetworkSettings part: no addresses, as there is no bridge yet."""
-    endpoint = {"NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0}
+def network_values(config: Config, lease: Lease) -> dict[str, Any]:
+    """The NetworkSettings part: addresses and ports of the run there is."""
+    networks = {one.network_name: endpoint_values(one) for one in lease.endpoints}
+    if not networks:
+        networks = {config.network_mode: endpoint_values(None)}
+    first = next(iter(networks.values()))
+    ports = port_map(lease.published, config.exposed_ports, ipv6=lease.ipv6)
     return {
-        "Bridge": "",
+        "Bridge": lease.endpoints[0].bridge if lease.endpoints else "",
         "SandboxID": "",
         "SandboxKey": "",
-        "Ports": Map(),
-        "Gateway": "",
-        "IPAddress": "",
-        "IPPrefixLen": 0,
-        "MacAddress": "",
-        "Networks": Map({config.network_mode: endpoint}),
+        "Ports": Map(ports),
+        **{name: value for name, value in first.items() if name not in ENDPOINT_ONLY},
+        "Networks": Map(networks),
+    }
+
+
+ENDPOINT_ONLY = frozenset({"IPAMConfig", "Links", "Aliases", "NetworkID", "DNSNames"})
+"""What an endpoint shows and the container's summary of its first one does not."""
+
+
+def endpoint_values(endpoint: Endpoint | None) -> dict[str, Any]:
+    """A container's place in a network; without one, what there is in none."""
+    if endpoint is None:
+        endpoint = Endpoint(
+            network="",
+            network_name="",
+            bridge="",
+            cable="",
+            inside="",
+            index=0,
+            address="",
+            prefix=0,
+            gateway="",
+            hardware="",
+        )
+    return {
+        "IPAMConfig": None,
+        "Links": None,
+        "Aliases": list(endpoint.aliases) or None,
+        "NetworkID": endpoint.network,
+        "EndpointID": endpoint.cable,
+        "Gateway": endpoint.gateway,
+        "IPAddress": endpoint.address,
+        "IPPrefixLen": endpoint.prefix,
+        "IPv6Gateway": endpoint.gateway6,
+        "GlobalIPv6Address": endpoint.address6,
+        "GlobalIPv6PrefixLen": endpoint.prefix6,
+        "MacAddress": endpoint.hardware,
+        "DNSNames": list(endpoint.aliases) or None,
     }
 
 

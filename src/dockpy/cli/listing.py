@@ -15,6 +15,8 @@ from dockpy.cli.render import Listing, ago, created_at, ellipsis, label_method, 
 from dockpy.cli.session import Session
 from dockpy.errors import DockpyError, UsageError
 from dockpy.model import Status
+from dockpy.network.ports import column
+from dockpy.network.values import Lease
 
 COMMAND_WIDTH = 20
 FILTERS = (
@@ -98,7 +100,8 @@ def ps(
         all = True
     found = select(session.runtime, wanted, only_running=not all)[: limit or None]
     now = time.time()
-    rows = [row(one, now, shorten=not no_trunc) for one in found]
+    leases = session.runtime.networks
+    rows = [row(one, leases.lease(one.id), now, shorten=not no_trunc) for one in found]
     session.write(CONTAINERS.render(rows, form=form, quiet=quiet))
     return 0
 
@@ -178,7 +181,9 @@ def descendants(engine: Engine, names: Sequence[str]) -> set[str]:
     return found
 
 
-def row(container: EngineContainer, now: float, *, shorten: bool) -> dict[str, Any]:
+def row(
+    container: EngineContainer, lease: Lease | None, now: float, *, shorten: bool
+) -> dict[str, Any]:
     """What a line of ps can show."""
     config = container.config
     words = " ".join((container.path, *container.args))
@@ -198,9 +203,18 @@ def row(container: EngineContainer, now: float, *, shorten: bool) -> dict[str, A
         "LocalVolumes": "0",
         "Mounts": ",".join(ellipsis(one, 15) if shorten else one for one in mounts),
         "Names": container.name,
-        "Networks": config.network_mode,
-        "Ports": "",
+        "Networks": ",".join(one.network_name for one in lease.endpoints)
+        if lease is not None and lease.endpoints
+        else config.network_mode,
+        "Ports": ports_text(container, lease),
         "RunningFor": ago(container.created, now),
         "State": container.state.status.value,
         "Status": status_text(container.state, now),
     }
+
+
+def ports_text(container: EngineContainer, lease: Lease | None) -> str:
+    """The PORTS column: what a running container publishes and exposes."""
+    if lease is None:
+        return ""
+    return column(lease.published, container.config.exposed_ports, ipv6=lease.ipv6)

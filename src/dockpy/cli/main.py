@@ -16,6 +16,8 @@ from dockpy.cli import (
     lifecycle,
     listing,
     logs,
+    network,
+    port,
     registry,
     removing,
     saving,
@@ -62,11 +64,23 @@ COMMANDS: dict[str, Command] = {
         registry.push,
         registry.login,
         registry.logout,
+        port.port,
+        network.create,
+        network.ls,
+        network.inspect,
+        network.rm,
+        network.connect,
+        network.disconnect,
+        network.prune,
         system.info,
         system.version,
         system.daemon,
     )
 }
+
+
+GROUPS = frozenset(name.partition(" ")[0] for name in COMMANDS if " " in name)
+"""Words that want another one behind them to be a command."""
 
 
 def run(session: Session, argv: Sequence[str]) -> int:
@@ -95,6 +109,11 @@ def dispatch(session: Session, argv: Sequence[str]) -> int:
         return 0
     if name in ("-d", "--daemon", "-daemon", "-d=true"):
         name = "daemon"
+    rest = argv[1:]
+    if name in GROUPS:
+        if not rest or rest[0] in ("--help", "-h", "-help", "help"):
+            return show_group(session, name)
+        name, rest = f"{name} {rest[0]}", rest[1:]
     command = COMMANDS.get(name)
     if command is None:
         session.events.let_go()
@@ -103,7 +122,7 @@ def dispatch(session: Session, argv: Sequence[str]) -> int:
     if not command.interruptible:
         session.events.let_go()
     try:
-        values = command.parse(argv[1:])
+        values = command.parse(rest)
     except ShowHelp:
         session.write(command.help_text())
         return 0
@@ -147,11 +166,29 @@ def show_help(session: Session, words: Sequence[str]) -> int:
     if not names:
         session.write(overview())
         return 0
-    command = COMMANDS.get(names[0])
+    if names[0] in GROUPS and len(names) == 1:
+        return show_group(session, names[0])
+    name = " ".join(names[:2]) if names[0] in GROUPS else names[0]
+    command = COMMANDS.get(name)
     if command is None:
-        session.error(f"dockpy: {unknown(names[0])}")
+        session.error(f"dockpy: {unknown(name)}")
         return ENGINE_ERROR
     session.write(command.help_text())
+    return 0
+
+
+def show_group(session: Session, group: str) -> int:
+    """The commands that begin with a word."""
+    found = {name: one for name, one in COMMANDS.items() if name.partition(" ")[0] == group}
+    width = max(map(len, found))
+    lines = [
+        f"Usage: dockpy {group} COMMAND [OPTIONS] [ARGUMENTS]",
+        "",
+        *(f"  {name:<{width}}  {one.short_help}" for name, one in sorted(found.items())),
+        "",
+        f"'dockpy {group} COMMAND --help' tells about one command.",
+    ]
+    session.write("\n".join(lines) + "\n")
     return 0
 
 

@@ -29,26 +29,34 @@ class RunValues(TypedDict):
     detach_keys: str
     device: tuple[str, ...]
     dns: tuple[str, ...]
+    dns_opt: tuple[str, ...]
     dns_search: tuple[str, ...]
     domainname: str
     entrypoint: str | None
     env: tuple[str, ...]
     env_file: tuple[str, ...]
+    expose: tuple[tuple[str, ...], ...]
     hostname: str
     init: bool
     interactive: bool
+    ip: str
     label: tuple[tuple[str, str], ...]
     label_file: tuple[str, ...]
+    link: tuple[str, ...]
     log_opt: tuple[tuple[str, int], ...]
+    mac_address: str
     memory: int
     memory_reservation: int
     memory_swap: int
     mount: tuple[Bind | tuple[str, str], ...]
     name: str | None
     network: str
+    network_alias: tuple[str, ...]
     oom_score_adj: int
     pids_limit: int | None
     privileged: bool
+    publish: tuple[str, ...]
+    publish_all: bool
     pull: str
     quiet: bool
     read_only: bool
@@ -139,8 +147,16 @@ def make_config(values: RunValues, caller: Caller, binds: tuple[Bind, ...]) -> C
         no_new_privileges=security.get("no-new-privileges") == "true",
         devices=values["device"],
         network_mode=values["network"],
+        network_aliases=values["network_alias"],
+        ip_address=values["ip"],
+        mac_address=values["mac_address"],
+        port_specs=values["publish"],
+        publish_all=values["publish_all"],
+        exposed_ports=tuple(port for ports in values["expose"] for port in ports),
+        links=values["link"],
         dns=values["dns"],
         dns_search=values["dns_search"],
+        dns_options=values["dns_opt"],
         extra_hosts=values["add_host"],
         init=values["init"],
         auto_remove=values["rm"],

@@ -17,6 +17,7 @@ from dockpy.cli.request import Caller, RunValues, absolute_source, attached_stre
 from dockpy.cli.session import Session
 from dockpy.errors import DockpyError, NoSuchImage, RequestError
 from dockpy.model import Config
+from dockpy.network.ports import parse_expose, parse_publish
 from dockpy.signals import parse_signal
 from dockpy.supervision import Streams
 from dockpy.trace import DAEMON
@@ -130,6 +131,12 @@ def id_file(session: Session, path: str | None) -> Iterator[int]:
         os.close(descriptor)
 
 
+def parse_published(text: str) -> str:
+    """The text itself, when it says which ports."""
+    parse_publish(text)
+    return text
+
+
 def parse_stop_signal(text: str) -> str:
     """The text itself, when it names a signal."""
     parse_signal(text)
@@ -208,6 +215,14 @@ def make_options() -> list[Option | Operand]:
             metavar="ADDRESS",
             multiple=True,
         ),
+        Option(
+            "--dns-opt",
+            "--dns-option",
+            "dns_opt",
+            help="Option of /etc/resolv.conf, such as ndots:2",
+            metavar="OPTION",
+            multiple=True,
+        ),
         Option("--dns-search", help="Domain to search names in", metavar="DOMAIN", multiple=True),
         Option(
             "--domainname",
@@ -224,6 +239,13 @@ def make_options() -> list[Option | Operand]:
         options.environment(),
         options.env_file(),
         Option(
+            "--expose",
+            help="Name a port that -P publishes",
+            parse=parse_expose,
+            metavar="PORT[/PROTOCOL]",
+            multiple=True,
+        ),
+        Option(
             "-h",
             "--hostname",
             help="Host name of the container (default: its short id)",
@@ -232,6 +254,13 @@ def make_options() -> list[Option | Operand]:
             default="",
         ),
         Switch("--init", help="Run a small init as process 1 that reaps orphans"),
+        Option(
+            "--ip",
+            help="Its IPv4 address, in a network you made",
+            parse=flags.parse_address4,
+            metavar="ADDRESS",
+            default="",
+        ),
         Switch("-i", "--interactive", help="Keep stdin open, and connect it unless -d or -a"),
         Option(
             "-l",
@@ -241,6 +270,13 @@ def make_options() -> list[Option | Operand]:
             metavar="KEY[=VALUE]",
             multiple=True,
         ),
+        Option(
+            "--link",
+            help="Find another container by a name of your choice",
+            parse=flags.parse_link,
+            metavar="NAME[:ALIAS]",
+            multiple=True,
+        ),
         Option("--label-file", help="Read labels from a file", metavar="FILE", multiple=True),
         Option(
             "--log-opt",
@@ -248,6 +284,13 @@ def make_options() -> list[Option | Operand]:
             parse=flags.parse_log_option,
             metavar="KEY=VALUE",
             multiple=True,
+        ),
+        Option(
+            "--mac-address",
+            help="The address of its link",
+            parse=flags.parse_hardware,
+            metavar="ADDRESS",
+            default="",
         ),
         Option(
             "-m",
@@ -283,10 +326,19 @@ def make_options() -> list[Option | Operand]:
             "--net",
             "--network",
             "network",
-            help="Network: none or host (default none)",
+            help="bridge (default), none, host, container:NAME, or a network you made",
             parse=flags.parse_network,
             metavar="NETWORK",
-            default="none",
+            default="bridge",
+        ),
+        Option(
+            "--network-alias",
+            "--net-alias",
+            "network_alias",
+            help="One more name for it in its network",
+            parse=flags.parse_alias,
+            metavar="NAME",
+            multiple=True,
         ),
         Option(
             "--oom-score-adj",
@@ -301,6 +353,15 @@ def make_options() -> list[Option | Operand]:
             parse=int,
             metavar="N",
         ),
+        Option(
+            "-p",
+            "--publish",
+            help="Let a port of the host lead to one of the container, such as 8080:80",
+            parse=parse_published,
+            metavar="[ADDRESS:][PORT:]PORT[/PROTOCOL]",
+            multiple=True,
+        ),
+        Switch("-P", "--publish-all", help="Publish every exposed port on a free one of the host"),
         Switch("--privileged", help="Give it nearly all rights of the host's root"),
         Option(
             "--pull",

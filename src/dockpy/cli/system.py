@@ -32,6 +32,7 @@ def info(session: Session, *, format: str | None) -> int:
         "Logging Driver: json-file",
         f"Cgroup: {found.cgroup}",
         f"Supervisors: {' '.join(map(str, found.supervisors))}",
+        f"Dying Networks: {found.dying_networks}",
         f"Kernel Version: {found.kernel}",
         "OSType: linux",
         f"Architecture: {found.architecture}",
@@ -67,6 +68,7 @@ def info_values(found: EngineInfo) -> dict[str, Any]:
         "RunDir": found.run,
         "Cgroup": found.cgroup,
         "Supervisors": list(found.supervisors),
+        "DyingNetworks": found.dying_networks,
     }
 
 
@@ -108,8 +110,12 @@ def formatted(form: str, values: object) -> str:
     "'dockpy -d' does the same. Commands start a daemon by themselves when there is none.",
     Option("--root", help="Where images and containers are kept", metavar="DIRECTORY"),
     Option("--run", help="Where sockets are kept", metavar="DIRECTORY"),
+    Option("--bridge", help="Name of the default network's bridge", metavar="NAME"),
+    Option("--bip", help="Its address and range, such as 172.30.0.1/16", metavar="ADDRESS/LENGTH"),
+    Option("--fixed-cidr-v6", help="IPv6 range of the default network", metavar="RANGE"),
+    Option("--mtu", help="Largest packet of the default network", metavar="N"),
 )
-def daemon(session: Session, *, root: str | None, run: str | None) -> int:
-    del root, run
+def daemon(session: Session, **options: str | None) -> int:
+    del options
     served = session.runtime.info().root
     raise Conflict(f"the daemon with pid {os.getpid()} serves {served} already")

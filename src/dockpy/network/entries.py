@@ -73,6 +73,12 @@ def of_bridge(bridge: Bridge) -> list[Entry]:
     return found
 
 
+def of_pair(first: str, second: str) -> list[Entry]:
+    """Two bridges whose containers may talk, both ways."""
+    one, other = interface(first), interface(second)
+    return [Entry(Family.INET, rules.TOGETHER, Element(key)) for key in (one + other, other + one)]
+
+
 def of_range(name: str, network: _Network) -> list[Entry]:
     """A range in a plain interval set: where it begins, and where the next one may."""
     found = [Entry(Family.INET, name, Element(network.network_address.packed))]
@@ -89,7 +95,9 @@ def of_cable(interface_name: str, addresses: Sequence[str]) -> list[Entry]:
     name = interface(interface_name)
     found = [
         Entry(
-            Family.BRIDGE, rules.members(spoken(address)), Element(concatenated(name, packed(address)))
+            Family.BRIDGE,
+            rules.members(spoken(address)),
+            Element(concatenated(name, packed(address))),
         )
         for address in addresses
     ]
@@ -124,6 +132,4 @@ def of_ports(published: Iterable[Published], addresses: Sequence[str]) -> list[E
 
 def of_fence(protocol: rules.Protocol, names: Iterable[str]) -> list[Entry]:
     """Interfaces between which nothing is to be routed."""
-    return [
-        Entry(Family.INET, rules.fenced(protocol), Element(interface(name))) for name in names
-    ]
+    return [Entry(Family.INET, rules.fenced(protocol), Element(interface(name))) for name in names]

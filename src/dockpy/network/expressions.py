@@ -117,4 +117,3 @@ def masquerade() -> bytes:
 
 def counter() -> bytes:
     return expression("counter", attribute(1, bytes(8)), attribute(2, bytes(8)))
-

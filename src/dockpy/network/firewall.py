@@ -18,6 +18,7 @@ them. One thread waits for changes somebody else makes and puts back what is mis
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import threading
@@ -29,6 +30,7 @@ from pathlib import Path
 from dockpy.errors import Conflict, KernelError
 from dockpy.network import conntrack, entries, forwarding, rules
 from dockpy.network.entries import Bridge, Entry
+from dockpy.network.foreign import Room
 from dockpy.network.loopback import accept_loopback6
 from dockpy.network.nfnetlink import Monitor, Netfilter, News
 from dockpy.network.nft import Family
@@ -71,6 +73,7 @@ class Firewall:
         self._lock = threading.RLock()
         self._netfilter: Netfilter | None = None
         self._tables: Tables | None = None
+        self._room: Room | None = None
         self._monitor: Monitor | None = None
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -103,6 +106,7 @@ class Firewall:
                 self._tables.adopt()
                 self._tables.claim(rules.fenced(one) for one in rules.PROTOCOLS)
                 self._tables.install()
+                self._room = Room(self._netfilter, self.name)
                 if not forwarding.routes4(top):
                     self._fence(rules.V4)
                     forwarding.start_routing4(top)
@@ -125,6 +129,8 @@ class Firewall:
             thread.join()
         with self._lock:
             if remove and self._tables is not None:
+                if self._room is not None:
+                    self._room.remove()
                 self._tables.remove_all()
             self._let_go()
 
@@ -134,9 +140,13 @@ class Firewall:
             return self._open_tables().intact()
 
     def restore(self) -> bool:
-        """Put the tables back if somebody changed them; whether that was needed."""
+        """Put the tables back if somebody changed them; whether that was needed.
+
+        Also our rules in other firewalls, which may have come after us.
+        """
         with self._lock:
             tables = self._open_tables()
+            self._make_room()
             if tables.intact():
                 return False
             log.warning("the firewall's tables were changed by somebody: putting them back")
@@ -156,6 +166,9 @@ class Firewall:
         with self._lock:
             tables = self._open_tables()
             tables.add(entries.of_bridge(bridge), f"guard the bridge {bridge.name}")
+            for protocol in rules.PROTOCOLS:  # one that was there before routing was turned on
+                tables.remove(entries.of_fence(protocol, [bridge.name]))
+            self._make_room()
             if bridge.subnet6 and not forwarding.routes6(self._settings):
                 self._fence(rules.V6)
                 forwarding.start_routing6(self._settings)
@@ -170,6 +183,20 @@ class Firewall:
         """Forget a bridge that is no more."""
         with self._lock:
             self._open_tables().remove(entries.of_bridge(bridge))
+            with contextlib.suppress(KernelError):
+                self._make_room()
+
+    def let_talk(self, first: str, second: str) -> None:
+        """Containers behind two bridges of one network reach each other."""
+        with self._lock:
+            self._open_tables().add(
+                entries.of_pair(first, second), f"connect the bridges {first} and {second}"
+            )
+
+    def keep_apart(self, first: str, second: str) -> None:
+        """Take that back."""
+        with self._lock:
+            self._open_tables().remove(entries.of_pair(first, second))
 
     @property
     def loopback6(self) -> bool:
@@ -212,7 +239,9 @@ class Firewall:
         wanted = tuple(entries.of_ports(mappings, addresses))
         with self._lock:
             tables = self._open_tables()
-            step = "publish " + ", ".join(f"port {one.host_port}/{one.protocol}" for one in mappings)
+            step = "publish " + ", ".join(
+                f"port {one.host_port}/{one.protocol}" for one in mappings
+            )
             tables.add(wanted, step)
             before = self._publications.get(owner)
             kept = tuple(mappings) + (before.ports if before else ())
@@ -238,24 +267,30 @@ class Firewall:
             raise NoFirewall("use the firewall before it is open", errno.ENOTCONN)
         return self._tables
 
+    def _bridges(self) -> set[str]:
+        """Names of the engine's bridges."""
+        return {
+            entry.element.key.rstrip(b"\0").decode()
+            for entry in self._open_tables().entries()
+            if entry.name == rules.BRIDGES
+        }
+
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.make(self._bridges())
+
     def _let_go(self) -> None:
         for one in (self._monitor, self._netfilter):
             if one is not None:
                 one.close()
-        self._netfilter = self._tables = self._monitor = self._thread = None
+        self._netfilter = self._tables = self._room = self._monitor = self._thread = None
         self._publications.clear()
 
     def _fence(self, protocol: rules.Protocol) -> None:
         """Before routing is turned on: what the host did not route it will not route."""
         tables = self._open_tables()
-        bridges = {
-            entry.element.key for entry in tables.entries() if entry.name == rules.BRIDGES
-        }
-        names = [
-            name
-            for name in forwarding.interfaces()
-            if name.encode().ljust(16, b"\0") not in bridges
-        ]
+        bridges = self._bridges()
+        names = [name for name in forwarding.interfaces() if name not in bridges]
         tables.add(entries.of_fence(protocol, names), "fence the host's interfaces")
 
     def _publishable(self, one: Published, addresses: Sequence[str]) -> None:
@@ -312,7 +347,7 @@ class Firewall:
         try:
             self.restore()
         except KernelError as error:
-            log.error("the firewall's tables cannot be put back: %s", error)
+            log.error("the firewall's tables cannot be put back: %s", error)  # noqa: TRY400
             return False
         return True
 

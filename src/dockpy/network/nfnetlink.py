@@ -95,9 +95,7 @@ class Netfilter:
                 return self._dump(kind, family, body, step, subsystem)
         raise KernelError(step, errno.EINTR)
 
-    def _dump(
-        self, kind: int, family: int, body: bytes, step: str, subsystem: int
-    ) -> list[bytes]:
+    def _dump(self, kind: int, family: int, body: bytes, step: str, subsystem: int) -> list[bytes]:
         number, _ = self._numbers(1)
         self._send(message(kind, NLM_F_DUMP, family, body, number, subsystem), step)
         found: list[bytes] = []

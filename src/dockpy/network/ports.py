@@ -242,6 +242,19 @@ def lookup(published: Sequence[Published], wanted: str, *, ipv6: bool = False) -
     return found
 
 
+def numbers(published: Sequence[Published], wanted: str) -> list[str]:
+    """The host's ports alone that lead to that port, each once; NotFound when there is none."""
+    lookup(published, wanted)
+    port, protocol = parse_key(wanted)
+    return list(
+        dict.fromkeys(
+            str(one.host_port)
+            for one in sorted(published, key=_order)
+            if (one.port, one.protocol) == (port, protocol)
+        )
+    )
+
+
 def column(
     published: Sequence[Published], exposed: Iterable[str] = (), *, ipv6: bool = False
 ) -> str:

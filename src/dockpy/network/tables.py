@@ -85,7 +85,7 @@ class Tables:
             self._netfilter.commit(self._whole(), "make the firewall's tables")
         except KernelError as error:
             without = [table for table in self._tables if table.family is not Family.BRIDGE]
-            if error.errno not in MISSING + (errno.EOPNOTSUPP,) or without == self._tables:
+            if error.errno not in (*MISSING, errno.EOPNOTSUPP) or without == self._tables:
                 raise
             refused, self._tables = self._tables, without
             try:

@@ -19,8 +19,9 @@ from urllib.parse import urlencode, urlsplit
 from dockpy.errors import RegistryError, Unauthorized
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.challenges import Challenge, scopes_of
+from dockpy.registry.connecting import Origin, shown
 from dockpy.registry.settings import RegistrySettings
-from dockpy.registry.transport import Origin, Response, Transport, shown
+from dockpy.registry.transport import Response, Transport
 
 CLIENT_ID = "dockpy"
 _TOKEN_LIMIT = 1 << 20

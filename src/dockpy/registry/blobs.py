@@ -21,9 +21,10 @@ from pathlib import Path
 from dockpy.errors import RegistryError
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.client import RegistryClient
+from dockpy.registry.connecting import Broken
 from dockpy.registry.growing import PIECE, GrowingFile, StaleDownload
 from dockpy.registry.manifests import Descriptor
-from dockpy.registry.transport import Broken, Response
+from dockpy.registry.transport import Response
 
 KEPT_SECONDS = 7 * 24 * 3600.0
 """How long an unfinished download waits to be gone on with."""

@@ -18,9 +18,10 @@ from dockpy.errors import NotInRegistry, RegistryError, Unauthorized
 from dockpy.registry import challenges
 from dockpy.registry.auth import Authorizer
 from dockpy.registry.cancellation import Cancellation
+from dockpy.registry.connecting import Broken, Origin, shown
 from dockpy.registry.names import Endpoint
 from dockpy.registry.settings import Patience, RegistrySettings
-from dockpy.registry.transport import Broken, Origin, Response, Source, Transport, shown
+from dockpy.registry.transport import Response, Source, Transport
 
 T = TypeVar("T")
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -77,13 +78,17 @@ class RegistryClient:
 
         One request. TLS comes first where plain HTTP is allowed at all. Raises Broken.
         """
+        refused: Broken | None = None
         for scheme in self.endpoint.schemes:
             self._scheme = scheme
             try:
                 response = self._exchange("GET", self.root, {}, None, None)
             except Broken as failure:
                 if failure.sent or scheme == self.endpoint.schemes[-1]:
+                    if refused is not None:  # tells more than what came of plain HTTP after it
+                        raise refused from failure
                     raise
+                refused = failure if failure.final else None
                 continue
             with response:
                 if response.status == 401:
@@ -113,8 +118,10 @@ class RegistryClient:
     def pause(self, failure: Broken, attempt: int) -> None:
         """Wait before the next attempt (`attempt`: how many failed so far). Cancelled.
 
-        The failure itself, when the server wants us to wait for too long.
+        The failure itself, when the server wants us to wait for too long, or waiting is no use.
         """
+        if failure.final:
+            raise failure
         patience = self.settings.patience
         wait = backoff(patience, attempt)
         if isinstance(failure, Passing) and failure.wait is not None:
@@ -221,6 +228,11 @@ class RegistryClient:
         code, text = told(response)
         where = f"{self.endpoint.host}/{self.path}" if self.path else self.endpoint.host
         said = f": {text}" if text else ""
+        if response.proxy is not None and not code and response.status in (403, *_PASSING):
+            # No registry's error: most likely the proxy's own page.
+            target = Origin.of(response.url).address
+            told_by = response.proxy.refusal(response.status, target)
+            return Broken(told_by, sent=True, final=response.status == 403)
         match response.status:
             case 401 | 403:
                 return Unauthorized(

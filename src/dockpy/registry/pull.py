@@ -23,6 +23,7 @@ from dockpy.archive import Budget
 from dockpy.errors import (
     BadArchive,
     Cancelled,
+    NoSuchImage,
     NotInRegistry,
     RegistryError,
     RequestError,
@@ -260,6 +261,9 @@ class Puller:
                 )
                 tickets.enter_context(ticket)
                 missing.append((blob, parsed.diff_ids[place], ticket))
+            if not missing and self._graph.exists(found.image_id):
+                with contextlib.suppress(NoSuchImage):  # removed just now: its layers may go too
+                    return self._graph.get(found.image_id)  # no write, no wait for the disk
             try:
                 for blob, _, ticket in missing:
                     self._wait(ticket, client.cancellation)

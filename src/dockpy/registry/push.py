@@ -38,6 +38,8 @@ from dockpy.registry.uploads import Upload, exists, mount, send_bytes
 
 MOUNTS = 3
 """Repositories a layer is looked for in before it is sent."""
+REMEMBERED = 1024
+"""Layers of pushes that did not come to their end."""
 
 Stream = Callable[[str, int], Packed]
 """Writes the tar stream of a layer, by its chain id, to a descriptor."""
@@ -126,6 +128,9 @@ class Pusher:
         self._settings = settings
         self._stream = stream
         self._kept = kept
+        self._lock = threading.Lock()
+        self._sent: dict[tuple[str, str, str], Descriptor] = {}
+        """Registry, repository and diff id to the blob it has: known before a manifest says so."""
         sweep(self._directory, older_than=-1.0)
 
     def push(
@@ -206,7 +211,10 @@ class Pusher:
 
     def _send(self, client: RegistryClient, layer: Wanted, listener: Listener) -> Descriptor:
         client.cancellation.check()
-        for blob in layer.blobs:
+        with self._lock:
+            before = self._sent.get((client.endpoint.host, client.path, layer.diff_id))
+        known = layer.blobs if before is None else (*layer.blobs, before)
+        for blob in dict.fromkeys(known):
             if exists(client, blob.digest):
                 listener(Event(layer.short, say.PUSH_EXISTS))
                 return blob
@@ -269,7 +277,15 @@ class Pusher:
             file.close()
             discard(path)
         listener(Event(layer.short, say.PUSHED, size, size))
-        return Descriptor(manifests.layer_type("gzip", oci=False), digest, size)
+        blob = Descriptor(manifests.layer_type("gzip", oci=False), digest, size)
+        self._remember(client, layer, blob)
+        return blob
+
+    def _remember(self, client: RegistryClient, layer: Wanted, blob: Descriptor) -> None:
+        with self._lock:
+            self._sent[client.endpoint.host, client.path, layer.diff_id] = blob
+            while len(self._sent) > REMEMBERED:
+                del self._sent[next(iter(self._sent))]
 
     def _size(self, layer: Wanted) -> int:
         found = self._graph.layer(layer.chain)

@@ -22,6 +22,7 @@ from dockpy.registry import manifests
 from dockpy.registry.auth import ANONYMOUS, Authorizer, Credentials
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.client import RegistryClient
+from dockpy.registry.connecting import Broken
 from dockpy.registry.credentials import Asking
 from dockpy.registry.kept import KeptBlobs
 from dockpy.registry.names import Endpoint, Remote, endpoints, registry_host, resolve
@@ -30,7 +31,7 @@ from dockpy.registry.progress import Event, Listener
 from dockpy.registry.pull import Pulled, Puller, own_platform
 from dockpy.registry.push import Pushed, Pusher, plan, scopes
 from dockpy.registry.settings import RegistrySettings
-from dockpy.registry.transport import Broken, Transport
+from dockpy.registry.transport import Transport
 
 P = ParamSpec("P")
 T = TypeVar("T")

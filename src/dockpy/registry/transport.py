@@ -11,21 +11,30 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import os
-import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Protocol, cast
 from urllib.parse import urlsplit
 
 from dockpy.errors import RegistryError, RequestError
 from dockpy.model import VERSION
 from dockpy.registry.cancellation import Cancellation
+from dockpy.registry.connecting import (
+    Broken,
+    Origin,
+    make_context,
+    open_socket,
+    readable,
+    reason,
+    shown,
+    shut,
+    state_of,
+    tunnel,
+    untrusted,
+)
 from dockpy.registry.proxies import Proxy, proxy_for
 from dockpy.registry.settings import Patience, RegistrySettings
 
@@ -34,65 +43,12 @@ IDLE_SECONDS = 20.0
 IDLE_CONNECTIONS = 16
 PIECE = 256 << 10
 """Bytes of a body that are sent at once."""
-_HEAD_LIMIT = 64 << 10
 
 
 class Source(Protocol):
     """A body to send; 0 is its end."""
 
     def readinto(self, buffer: memoryview, /) -> int: ...
-
-
-class Broken(RegistryError):
-    """A connection that failed, was refused or fell silent: trying again may help.
-
-    `sent`: the request may have arrived. `plain`: the server does not speak TLS.
-    """
-
-    def __init__(self, text: str, *, sent: bool = False, plain: bool = False) -> None:
-        self.sent = sent
-        self.plain = plain
-        super().__init__(text)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a connection goes; two URLs of one origin may share credentials."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def of(cls, url: str) -> Origin:
-        """The origin of a URL. RegistryError for what is none, or has a name and a password."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            host = (parts.hostname or "").encode("idna").decode()
-        except ValueError:
-            parts, host, port = urlsplit(""), "", 0
-        if parts.scheme not in ("http", "https") or not host or parts.username is not None:
-            raise RegistryError(f"{shown(url)} is not a URL of http or https")
-        return cls(parts.scheme, host, port)
-
-    @property
-    def address(self) -> str:
-        """`host[:port]` as a Host header and a settings file have it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        usual = 443 if self.scheme == "https" else 80
-        return host if self.port == usual else f"{host}:{self.port}"
-
-
-def shown(url: str) -> str:
-    """A URL fit for people's eyes: without query, where signatures stand, and without user info."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return "an address"
-    text = f"{parts.scheme}://{host}{parts.path}"
-    return "".join(one if one.isprintable() else "?" for one in text)[:200]
 
 
 class _Stream(io.RawIOBase):
@@ -134,7 +90,8 @@ class _Socket:
         self.sock.sendall(data)
 
     def close(self) -> None:
-        self.sock.close()
+        """Nothing: http.client lets go of it before the last answer's body is read, when the server
+        says that it is the last. `_Connection` closes it."""
 
 
 class _Connection:
@@ -180,6 +137,8 @@ class Response:
         self.status = answer.status
         self.headers = answer.headers
         self.url = url
+        self.proxy = connection.proxy
+        """What passed the request on, and could answer itself: none under TLS."""
         self._transport = transport
         self._connection = connection
         self._answer = answer
@@ -353,6 +312,10 @@ class Transport:
             raise
         finally:
             cancellation.remove(waker)
+        proxy = connection.proxy
+        if proxy is not None and answer.status == 407:
+            connection.close()
+            raise Broken(proxy.refusal(407, connection.origin.address), final=True)
         return Response(self, connection, answer, url, cancellation)
 
     # -- connections ---------------------------------------------------------------------------
@@ -388,10 +351,9 @@ class Transport:
         proxy = proxy_for(origin.scheme, origin.host, origin.port, self._settings.environment)
         context = self._context(origin, verify) if origin.scheme == "https" else None
         patience = self._settings.patience
-        target = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
-        sock = open_socket(target, patience, cancellation, through_proxy=proxy is not None)
+        sock = open_socket(origin, proxy, patience, cancellation)
         try:
-            with cancellation.waking(lambda: _shut(sock)):
+            with cancellation.waking(lambda: shut(sock)):
                 if context is not None:
                     if proxy is not None:
                         tunnel(sock, origin, proxy)
@@ -399,7 +361,7 @@ class Transport:
                         sock, server_hostname=origin.host, do_handshake_on_connect=False
                     )
             if isinstance(sock, ssl.SSLSocket):
-                with cancellation.waking(lambda: _shut(sock)):
+                with cancellation.waking(lambda: shut(sock)):
                     sock.do_handshake()
             sock.settimeout(patience.silence)
         except ssl.SSLCertVerificationError as failure:
@@ -487,145 +449,3 @@ def send_body(web: http.client.HTTPConnection, body: Source, length: int | None)
             web.send(b"\r\n")
     if left is None:
         web.send(b"0\r\n\r\n")
-
-
-def open_socket(
-    target: tuple[str, int], patience: Patience, cancellation: Cancellation, *, through_proxy: bool
-) -> socket.socket:
-    """A connected socket, whichever address answers first in order. Broken, Cancelled."""
-    host, port = target
-    name = f"the proxy {host}:{port}" if through_proxy else f"{host}:{port}"
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as failure:
-        why = failure.strerror if isinstance(failure, OSError) else str(failure)
-        raise Broken(
-            f"cannot find {name}: {why}; check the name, the network and the proxy settings"
-        ) from failure
-    last: OSError | None = None
-    for family, kind, protocol, _, address in found:
-        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-        try:
-            sock.settimeout(patience.connect)
-            with cancellation.waking(lambda sock=sock: _shut(sock)):  # type: ignore[misc]
-                sock.connect(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
-        except OSError as failure:
-            sock.close()
-            cancellation.check()
-            last = failure
-        except BaseException:
-            sock.close()
-            raise
-    why = reason(last) if last is not None else "it has no address"
-    raise Broken(
-        f"cannot reach {name}: {why}; check that it runs, the network and the proxy settings"
-    )
-
-
-def tunnel(sock: socket.socket, origin: Origin, proxy: Proxy) -> None:
-    """Have a proxy connect us to the origin (RFC 9110 9.3.6). OSError when it does not."""
-    target = (
-        f"{origin.host}:{origin.port}"
-        if ":" not in origin.host
-        else f"[{origin.host}]:{origin.port}"
-    )
-    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", f"User-Agent: dockpy/{VERSION}"]
-    if proxy.authorization:
-        lines.append(f"Proxy-Authorization: {proxy.authorization}")
-    sock.sendall("\r\n".join([*lines, "", ""]).encode())
-    head = bytearray()
-    while not head.endswith(b"\r\n\r\n"):
-        byte = sock.recv(1)  # not one more: TLS begins right behind it
-        if not byte or len(head) > _HEAD_LIMIT:
-            raise OSError("the proxy does not answer as a proxy")
-        head += byte
-    words = bytes(head).split(b"\r\n", 1)[0].split(None, 2)
-    if len(words) < 2 or words[1] != b"200":
-        code = words[1].decode("ascii", "replace") if len(words) > 1 else "nothing"
-        hint = "; give it a name and a password in HTTPS_PROXY" if code == "407" else ""
-        raise OSError(f"the proxy answers {code[:10]}{hint}")
-
-
-def make_context(address: str, verify: bool, directories: tuple[str, ...]) -> ssl.SSLContext:
-    """TLS for a registry: the system's authorities, and what `certs.d/<host[:port]>/` adds.
-
-    `*.crt` there are authorities, `NAME.cert` with `NAME.key` are ours to show. Source: Docker's
-    documentation, "Verify repository client with certificates". RequestError names a bad file.
-    """
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    for directory in (Path(one) / address for one in directories):
-        try:
-            names = sorted(os.listdir(directory))
-        except OSError:
-            continue
-        for name in names:
-            path = directory / name
-            try:
-                if name.endswith(".crt"):
-                    context.load_verify_locations(path)
-                elif name.endswith(".cert"):
-                    context.load_cert_chain(path, path.with_suffix(".key"), password=_no_password)
-            except (OSError, ValueError) as failure:
-                raise RequestError(f"{path}: not a usable certificate: {failure}") from failure
-    return context
-
-
-def state_of(address: str, directories: Sequence[str]) -> object:
-    """What changes when somebody changes a registry's certificates."""
-    found = []
-    for directory in directories:
-        with contextlib.suppress(OSError), os.scandir(f"{directory}/{address}") as entries:
-            found += sorted((one.path, one.stat().st_mtime_ns) for one in entries)
-    return found
-
-
-def _no_password() -> str:
-    raise ValueError("its key is encrypted")
-
-
-def untrusted(
-    origin: Origin, failure: ssl.SSLCertVerificationError, settings: RegistrySettings
-) -> str:
-    """One line about a certificate that does not hold, and what to do."""
-    place = f"{settings.certificates[0] if settings.certificates else 'certs.d'}/{origin.address}"
-    return (
-        f"the certificate of {origin.address} is not trusted ({failure.verify_message}); put its "
-        f"authority into {place}/ca.crt, or list it in insecure-registries"
-    )
-
-
-def reason(failure: BaseException) -> str:
-    """Why a connection failed, in a few words."""
-    if isinstance(failure, TimeoutError):
-        return (
-            str(failure)
-            if str(failure) and "timed out" not in str(failure)
-            else "no answer in time"
-        )
-    if isinstance(failure, http.client.RemoteDisconnected):
-        return "the server hung up without an answer"
-    if isinstance(failure, http.client.BadStatusLine):
-        return "the answer is not HTTP"
-    if isinstance(failure, ssl.SSLError):
-        return str(failure.reason or "TLS failed").replace("_", " ").lower()
-    if isinstance(failure, OSError):
-        return failure.strerror or str(failure)
-    return str(failure)[:200] or type(failure).__name__
-
-
-def readable(sock: socket.socket) -> bool:
-    """Whether a read would not block."""
-    poll = select.poll()  # select(2) knows descriptors below 1024 only
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)

@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from dockpy.errors import NotInRegistry, RegistryError, Unauthorized
 from dockpy.registry.client import RegistryClient
+from dockpy.registry.connecting import Broken
 from dockpy.registry.growing import GrowingFile, GrowingReader
-from dockpy.registry.transport import Broken, Response
+from dockpy.registry.transport import Response
 
 _RANGE = re.compile(r"(?:bytes[= ])?0-(\d+)")
 _STREAM = "application/octet-stream"

@@ -1,0 +1,15 @@
+def try_cable(
+    host: int,
+    namespace: int,
+    name: bytes,
+    master: int,
+    index: int,
+    inner_name: bytes,
+    hardware: bytes,
+    gateway_hardware: bytes,
+    addresses: list[tuple[bytes, int, bytes]],
+    default_route: bool,
+    mtu: int,
+) -> tuple[int, int]: ...
+def try_forget_neighbours(host: int, master: int, addresses: list[bytes]) -> int: ...
+def try_remove_link(host: int, name: bytes) -> int: ...

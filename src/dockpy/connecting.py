@@ -1,0 +1,147 @@
+"""What a container's configuration asks of the network, and the files in its /etc that follow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dockpy import etcfiles
+from dockpy.errors import RequestError, TornRecord, UsageError
+from dockpy.model import Config
+from dockpy.network.manager import Wanted
+from dockpy.network.ports import bindings
+from dockpy.network.values import BRIDGE, DEFAULT, HOST, NONE, Lease, Wish
+from dockpy.records import read_json, write
+
+SHARED = "container:"
+RESOLV = "/etc/resolv.conf"
+FALLBACK = ("9.9.9.9", "1.1.1.1")
+"""Public name servers, for a host that only has one on its own loopback."""
+FILE = "network.json"
+"""In a container's run directory: what the network gave to its run."""
+
+
+def shared_with(config: Config) -> str:
+    """The container whose network it uses, as the user calls it; "" for none."""
+    return config.network_mode.removeprefix(SHARED) if is_shared(config) else ""
+
+
+def is_shared(config: Config) -> bool:
+    return config.network_mode.startswith(SHARED)
+
+
+def has_network(config: Config) -> bool:
+    """Whether it has an address of its own."""
+    return config.network_mode not in (NONE, HOST) and not is_shared(config)
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot be together, before anything is made. UsageError."""
+    bindings(config.port_specs, config.exposed_ports, publish_all=config.publish_all)
+    mode = config.network_mode
+    if is_shared(config) and not shared_with(config):
+        raise UsageError("--network container: wants the name or id of a container behind it")
+    if has_network(config):
+        if mode in (BRIDGE, DEFAULT) and config.network_aliases:
+            raise UsageError(
+                "--network-alias works in networks that you made; see dockpy network create"
+            )
+        if mode in (BRIDGE, DEFAULT) and config.ip_address:
+            raise UsageError("--ip works in networks that you made; see dockpy network create")
+        return
+    said = {
+        "-p": config.port_specs,
+        "--ip": config.ip_address,
+        "--mac-address": config.mac_address,
+        "--network-alias": config.network_aliases,
+        "--link": config.links,
+    }
+    for flag, value in said.items():
+        if value and not (flag == "-p" and mode == HOST):  # there every port is the host's
+            raise UsageError(f"{flag} needs a network of the container's own, not {mode}")
+
+
+def wanted(config: Config) -> Wanted:
+    """What to ask of the network manager."""
+    return Wanted(
+        network=config.network_mode,
+        wish=Wish(
+            address=config.ip_address,
+            hardware=config.mac_address,
+            aliases=config.network_aliases,
+        ),
+        bindings=bindings(config.port_specs, config.exposed_ports, publish_all=config.publish_all),
+    )
+
+
+def linked(config: Config, addresses: Callable[[str], tuple[str, str]]) -> list[str]:
+    """Lines for /etc/hosts, NAME:ADDRESS, of the containers it is linked to.
+
+    `addresses` gives name and address of a running container.
+    """
+    found: list[str] = []
+    for text in config.links:
+        reference, _, alias = text.partition(":")
+        name, address = addresses(reference)
+        found += [f"{one}:{address}" for one in dict.fromkeys((alias or reference, name))]
+    return found
+
+
+def files(
+    config: Config, hostname: str, lease: Lease, extra: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    """Names below /etc and texts of the container's own files.
+
+    Without a network of its own it asks the host's name servers; with one of the user's, the
+    engine's resolver there.
+    """
+    first = lease.endpoints[0] if lease.endpoints else None
+    gateways = first.gateways if first is not None else ()
+    resolv = etcfiles.resolv(
+        host_file(RESOLV),
+        config.dns,
+        config.dns_search,
+        config.dns_options,
+        resolver=gateways if first is not None and first.named else (),
+        own_network=first is not None,
+        systemd_text=host_file(etcfiles.SYSTEMD_RESOLV) if first is not None else "",
+        fallback=FALLBACK,
+    )
+    hosts = etcfiles.hosts(
+        hostname,
+        config.domainname,
+        [*config.extra_hosts, *extra],
+        addresses=lease.addresses,
+        gateways=gateways,
+    )
+    return ("resolv.conf", resolv), ("hostname", f"{hostname}\n"), ("hosts", hosts)
+
+
+def host_file(path: str) -> str:
+    """A small file of the host; "" when it is not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(descriptor, 65536).decode(errors="replace")
+    finally:
+        os.close(descriptor)
+
+
+def keep(directory: Path, lease: Lease) -> None:
+    """Write down what a run has, for the engine after this one. KernelError."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    write(directory / FILE, json.dumps(lease.to_json()).encode())
+
+
+def kept(directory: Path) -> Lease | None:
+    """What was written down; None without such a file. RequestError when it does not parse."""
+    try:
+        return Lease.from_json(read_json(directory / FILE))
+    except FileNotFoundError:
+        return None
+    except (TornRecord, KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{directory / FILE}: {error}; its addresses are not known") from error

@@ -1,0 +1,134 @@
+"""A container's directories and records: made, written, discarded.
+
+    <root>/containers/<id>/config.json        the record; never changes
+    <root>/containers/<id>/state.json         the state, not there before the first end
+    <root>/containers/<id>/upper/, work/      its overlay's
+    <run>/containers/<id>/                    files of its /etc, while it runs
+
+The record of an `--rm` container is in its run directory and its state nowhere: after a reboot
+both are gone, which is right for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dockpy.container import Record
+from dockpy.model import State, Status
+from dockpy.records import Flusher, Trash, write
+from dockpy.settings import from_json, to_json
+
+RECORD = "config.json"
+STATE = "state.json"
+WRITTEN = "written"
+"""In a container's directory while files are copied into it and it does not run."""
+
+
+class ContainerFiles:
+    """The files of all containers of one engine. Errors are KernelError or OSError."""
+
+    def __init__(self, root: Path, run: Path, flusher: Flusher, trash: Trash) -> None:
+        self._lasting = root / "containers"
+        self._passing = run / "containers"
+        self._flusher = flusher
+        self._trash = trash
+
+    def make(self, record: Record, top: os.stat_result) -> None:
+        """The directories and the record, the record last. On failure `discard` what there is.
+
+        `top`: the root directory of its image; an overlay shows the mode and owner of its upper.
+        """
+        directory = f"{self._lasting}/{record.id}"
+        os.mkdir(directory, 0o710)
+        os.mkdir(f"{directory}/upper", 0o700)
+        if top.st_uid or top.st_gid:
+            os.chown(f"{directory}/upper", top.st_uid, top.st_gid)
+        os.chmod(f"{directory}/upper", stat.S_IMODE(top.st_mode))
+        os.mkdir(f"{directory}/work", 0o700)
+        if record.config.auto_remove:
+            os.mkdir(self._passing / record.id, 0o700)
+            write(self._passing / record.id / RECORD, encode_record(record))
+        else:
+            write(self._lasting / record.id / RECORD, encode_record(record), self._flusher)
+
+    def write_state(self, record: Record, state: State) -> None:
+        """Put the state down, at one moment."""
+        write(self._lasting / record.id / STATE, encode_state(state), self._flusher)
+
+    def mark(self, record: Record) -> None:
+        """From now on its files are written although it does not run; see `WRITTEN`."""
+        write(self._lasting / record.id / WRITTEN, b"")
+
+    def unmark(self, record: Record) -> None:
+        os.unlink(f"{self._lasting}/{record.id}/{WRITTEN}")
+
+    def discard(self, record: Record) -> None:
+        """What it wrote disappears; the bytes are deleted in the background. None is fine too."""
+        directory = self._lasting / record.id
+        if directory.exists():
+            self._trash.discard(directory)
+
+    def clear_run(self, identifier: str, *, keep: Sequence[str] = ()) -> None:
+        """Remove its run directory but for the files to `keep`; none is fine too."""
+        remove_files(self._passing / identifier, keep=keep)
+
+
+def encode_record(record: Record) -> bytes:
+    """config.json."""
+    values = {
+        "id": record.id,
+        "name": record.name,
+        "created": record.created,
+        "image": record.image_id,
+        "image_name": record.image_name,
+        "config": to_json(record.config),
+    }
+    return json.dumps(values).encode()
+
+
+def record_of(values: Any, identifier: str) -> Record:
+    """What `encode_record` wrote for that container. Raises LookupError, TypeError, ValueError."""
+    if values["id"] != identifier:
+        raise ValueError(f"the record of another container, {values['id']!r}")
+    return Record(
+        values["id"],
+        values["name"],
+        float(values["created"]),
+        from_json(values["config"]),
+        values["image"],
+        values["image_name"],
+    )
+
+
+def encode_state(state: State) -> bytes:
+    """state.json."""
+    return json.dumps(asdict(state) | {"status": state.status.value}).encode()
+
+
+def state_of(values: Any) -> State:
+    """What `encode_state` wrote; of None, that it was never started.
+
+    Raises LookupError, TypeError, ValueError.
+    """
+    if values is None:
+        return State()
+    return State(**(values | {"status": Status(values["status"])}))
+
+
+def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:
+    """Remove a container's run directory, which holds plain files only."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name not in keep:
+            os.unlink(f"{directory}/{name}")
+    if not keep or not set(names) & set(keep):
+        os.rmdir(directory)
