@@ -30,6 +30,7 @@ from dockpy.registry.push import Pushed
 from dockpy.registry.settings import RegistrySettings
 from dockpy.settings import command, merge
 from dockpy.supervision import AttachmentEnd, Streams
+from dockpy.trace import OFF, Trace
 
 NOW = 1_790_000_000.0
 
@@ -94,7 +95,7 @@ class FakeContainer:
     args = property(lambda self: command(self.record.config)[1:])
     directory = property(lambda self: self.engine.root / "containers" / self.record.id)
 
-    def start(self, attach: Sequence[Streams] = ()) -> list[FakeAttachment]:
+    def start(self, attach: Sequence[Streams] = (), *, trace: Trace = OFF) -> list[FakeAttachment]:
         if self.engine.start_error is not None:
             raise self.engine.start_error
         self.calls.append(("start",))
@@ -333,7 +334,9 @@ class FakeEngine:
         self.graph.images[base.id] = base
         self.tags = FakeTags(self.graph, {"base:latest": base.id})
 
-    def create(self, config: Config, name: str | None = None) -> FakeContainer:
+    def create(
+        self, config: Config, name: str | None = None, *, trace: Trace = OFF
+    ) -> FakeContainer:
         image = self.tags.lookup_image(config.image)
         merged = merge(image.config, config)
         command(merged)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dockpy.supervision import AttachmentEnd as AttachmentEnd
     from dockpy.supervision import Streams as Streams
     from dockpy.tags import TagStore as TagStore
+    from dockpy.trace import Trace as Trace
     from dockpy.truncindex import TruncIndex as TruncIndex
 
 _HOME = {
@@ -58,6 +59,7 @@ _HOME = {
     "Status": "model",
     "Streams": "supervision",
     "TagStore": "tags",
+    "Trace": "trace",
     "TruncIndex": "truncindex",
     "Ulimit": "model",
     "VERSION": "model",

@@ -63,6 +63,7 @@ cdef extern from "<sys/syscall.h>" nogil:
         SYS_capset
         SYS_chdir
         SYS_chroot
+        SYS_clock_gettime
         SYS_clone3
         SYS_close
         SYS_close_range

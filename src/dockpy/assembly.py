@@ -34,6 +34,7 @@ from dockpy.signals import parse_signal
 from dockpy.spawn import Network
 from dockpy.start import DEVICES, BindMount, StartSpec, start_plan
 from dockpy.supervision import Attachment, Run, StartRequest, Streams, Supervision
+from dockpy.trace import DAEMON, OFF, Trace
 from dockpy.ulimits import resource_number
 from dockpy.users import Identity, resolve
 
@@ -128,7 +129,7 @@ class Assembler:
         self._init = -1
         self._lock = threading.Lock()
 
-    def start(self, site: Site, attach: Sequence[Streams]) -> Started:
+    def start(self, site: Site, attach: Sequence[Streams], trace: Trace = OFF) -> Started:
         """Start one container. On any error nothing is left: no mount, cgroup or descriptor.
 
         When the supervisor dies on the way, whatever it had started is killed and undone as far as
@@ -137,11 +138,11 @@ class Assembler:
         logged = log_size(site)
         for _ in range(ATTEMPTS - 1):
             try:
-                return self._start(site, attach)
+                return self._start(site, attach, trace)
             except SupervisorLost:
                 undo(site, logged)
                 site = again(site)
-        return self._start(site, attach)
+        return self._start(site, attach, trace)
 
     def check(self, config: Config) -> None:
         """Refuse a configuration that no start could carry out, before anything is made."""
@@ -167,12 +168,13 @@ class Assembler:
             os.close(self._init)
             self._init = -1
 
-    def _start(self, site: Site, attach: Sequence[Streams]) -> Started:
+    def _start(self, site: Site, attach: Sequence[Streams], trace: Trace) -> Started:
         config = site.config
         with Pile() as pile:
             # Before the mount, which leaves a trace on the disk: an engine that comes after ours
             # was killed sees by the empty cgroup that the program never ran.
             cgroup = self._cgroups.create(site.id, limits(config))
+            trace.mark(DAEMON, "cgroups made")
             try:
                 root = pile.add(
                     mounts.overlay(
@@ -182,8 +184,10 @@ class Assembler:
                         volatile=config.auto_remove,
                     )
                 )
+                trace.mark(DAEMON, "root mounted, detached")
                 identity = site.identity or identify(config.user, root)
-                plan, request = self._prepare(pile, site, root, identity, cgroup)
+                trace.mark(DAEMON, "user looked up")
+                plan, request = self._prepare(pile, site, root, identity, cgroup, trace)
                 outcome, attachments = self._supervision.start(request, attach)
             except BaseException:
                 with contextlib.suppress(KernelError):  # the first error is the one to tell
@@ -197,7 +201,13 @@ class Assembler:
             return Started(outcome, attachments, cgroup, pile.take(root), identity)
 
     def _prepare(
-        self, pile: Pile, site: Site, root: int, identity: Identity, cgroup: Cgroup
+        self,
+        pile: Pile,
+        site: Site,
+        root: int,
+        identity: Identity,
+        cgroup: Cgroup,
+        trace: Trace,
     ) -> tuple[Plan, StartRequest]:
         config = site.config
         slots: list[int] = [root]
@@ -209,7 +219,9 @@ class Assembler:
         join = cgroup.join()
         tasks = tuple(slot(pile.add(descriptor)) for descriptor in join.tasks)
         cgroup_directory = -1 if join.directory is None else pile.add(join.directory)
+        trace.mark(DAEMON, "cgroups opened")
         theirs, ours = make_streams(pile, config)
+        trace.mark(DAEMON, "streams made")
         binds = [
             BindMount(
                 slot=slot(source),
@@ -220,8 +232,10 @@ class Assembler:
             )
             for bind, source, is_directory in open_binds(pile, site)
         ]
+        trace.mark(DAEMON, "/etc files written, binds cloned")
         capabilities = self.capabilities(config)
         ready = self._network(pile, site.network)
+        trace.mark(DAEMON, "network namespace taken")
         spec = StartSpec(
             root_slot=0,
             argv=command(config),
@@ -257,9 +271,11 @@ class Assembler:
             mount_cgroup=self._cgroups.kind == "v2",
         )
         plan = start_plan(spec)
+        packed = plan.pack()
+        trace.mark(DAEMON, "plan built and packed")
         return plan, StartRequest(
             container=site.id,
-            plan=plan.pack(),
+            plan=packed,
             slots=slots,
             streams=ours,
             cgroup=cgroup_directory,
@@ -269,6 +285,8 @@ class Assembler:
                 config.log_max_file,
             ),
             stdin_once=config.stdin_once,
+            trace=trace,
+            labels=plan.labels if trace.on else (),
         )
 
     def _network(

@@ -33,6 +33,7 @@ from dockpy.packing import Packed, pack_layer, pack_tree
 from dockpy.settings import command
 from dockpy.signals import exit_code, parse_signal
 from dockpy.supervision import Attachment, Run, Streams, root_of
+from dockpy.trace import OFF, Trace
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Engine(Protocol):
     """What a container needs of the engine."""
 
     def launch(
-        self, container: Container, attach: Sequence[Streams]
+        self, container: Container, attach: Sequence[Streams], trace: Trace = OFF
     ) -> tuple[Run, list[Attachment]]:
         """Start it; on failure nothing is left behind."""
 
@@ -164,12 +165,13 @@ class Container:
 
     # -- moves ---------------------------------------------------------------------------------
 
-    def start(self, attach: Sequence[Streams] = ()) -> list[Attachment]:
+    def start(self, attach: Sequence[Streams] = (), *, trace: Trace = OFF) -> list[Attachment]:
         """Start the program; blocks until the kernel executes it.
 
-        `attach` connects callers' streams before the first byte is written. Raises Conflict when
-        it runs already, CommandNotFound or CannotExecute for the program, KernelError for a step
-        the kernel refused; the container is then as it was, with the text in `state.error`.
+        `attach` connects callers' streams before the first byte is written. `trace` gets the
+        moments of the start, and of the program's end. Raises Conflict when it runs already,
+        CommandNotFound or CannotExecute for the program, KernelError for a step the kernel refused;
+        the container is then as it was, with the text in `state.error`.
         """
         with self._moves:
             if self._state.status is Status.RUNNING:
@@ -179,7 +181,7 @@ class Container:
             self.released.wait()
             streams = [*attach, *self._own_streams()]
             try:
-                run, attachments = self._engine.launch(self, streams)
+                run, attachments = self._engine.launch(self, streams, trace)
             except Exception as error:
                 code = getattr(error, "exit_code", 125)
                 self._state = replace(self._state, error=str(error), exit_code=code)

@@ -3,12 +3,15 @@
  * ask for once an installer has rewritten it. Found through /proc/self/exe, so that links to it work.
  * An installation for work on dockpy itself has its package elsewhere: SOURCE is that directory.
  */
+#define _GNU_SOURCE
 #include "quick.h"
 
 #include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef SOURCE
@@ -22,7 +25,23 @@
 #define CLIENT PACKAGE "main; main()"
 #define REST PACKAGE "go_on; go_on()"
 
+/* A timeline (dockpy run --trace, DOCKPY_TRACE) begins here, before anything else looks at a clock. */
+static void tell_begin(int argc, char **argv) {
+    static char text[32];
+    struct timespec now;
+    const char *always = getenv("DOCKPY_TRACE");
+    int wanted = always != NULL && *always != 0 && strcmp(always, "0") != 0;
+    for (int i = 1; i < argc && !wanted; i++) wanted = strcmp(argv[i], "--trace") == 0;
+    if (!wanted || clock_gettime(CLOCK_MONOTONIC, &now) != 0) {
+        unsetenv("DOCKPY_TRACE_BEGAN"); /* somebody else's */
+        return;
+    }
+    snprintf(text, sizeof text, "%lld", (long long)now.tv_sec * 1000000000 + now.tv_nsec);
+    setenv("DOCKPY_TRACE_BEGAN", text, 1);
+}
+
 int main(int argc, char **argv) {
+    tell_begin(argc, argv);
     static const char *const below[] = {
         "../lib/python" PYTHON_VERSION "/site-packages/dockpy",
         "../lib64/python" PYTHON_VERSION "/site-packages/dockpy",

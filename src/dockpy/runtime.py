@@ -67,6 +67,7 @@ from dockpy.spawn import Network as Namespace
 from dockpy.supervision import Attachment, Run, Streams, Supervision
 from dockpy.supervisor import CONTAINERS
 from dockpy.tags import TagStore
+from dockpy.trace import DAEMON, OFF, Trace
 from dockpy.truncindex import TruncIndex
 from dockpy.users import Identity
 
@@ -221,7 +222,7 @@ class Runtime:
 
     # -- containers ----------------------------------------------------------------------------
 
-    def create(self, config: Config, name: str | None = None) -> Container:
+    def create(self, config: Config, name: str | None = None, *, trace: Trace = OFF) -> Container:
         """Make a container from `config.image`, ready to start.
 
         Raises NoSuchImage, NameInUse, RequestError for a configuration that cannot work.
@@ -233,6 +234,7 @@ class Runtime:
         if connecting.has_network(merged):
             self.networks.get(merged.network_mode)
         self._assembler.check(merged)
+        trace.mark(DAEMON, "image found, configuration checked")
         self._janitor.wait_below(BACKLOG)
         identifier = generate_id()
         with self._lock:
@@ -243,6 +245,7 @@ class Runtime:
             # An image without layers has what every root has.
             top = next(iter(self.graph.lower_directories(image)), self.root / "base")
             self._files.make(record, os.stat(top))
+            trace.mark(DAEMON, "container's directories and record written")
             container = Container(self, record, State())
             with self.graph.steady_users():
                 self.graph.get(image.id)  # it may have been removed meanwhile
@@ -442,7 +445,9 @@ class Runtime:
 
     # -- what containers ask (container.Engine) ------------------------------------------------
 
-    def launch(self, container: Container, attach: Sequence[Streams]) -> tuple[Run, Attachments]:
+    def launch(
+        self, container: Container, attach: Sequence[Streams], trace: Trace = OFF
+    ) -> tuple[Run, Attachments]:
         """Start a container's program; on failure nothing is left."""
         record = container.record
         config = record.config
@@ -451,6 +456,7 @@ class Runtime:
         key = (image.id, config.user)
         hostname = self._hostname(record)
         with self._network_of(record) as (network, lease):
+            trace.mark(DAEMON, "network connected")
             site = Site(
                 id=record.id,
                 config=config,
@@ -468,7 +474,8 @@ class Runtime:
                 # Older than any mount: nobody must take the last run's end for this one's.
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(f"{site.directory}/state.json", ns=(0, 0))
-            started = self._assembler.start(site, attach)
+            trace.mark(DAEMON, "layers found, texts of /etc made")
+            started = self._assembler.start(site, attach, trace)
         if fresh:
             self._identities[key] = started.identity
         self._held[started.run.key] = started

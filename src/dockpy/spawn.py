@@ -29,16 +29,25 @@ class Spawned:
     pidfd: int
 
 
-def spawn(plan: bytes, descriptors: Sequence[int], *, cgroup_fd: int | None = None) -> Spawned:
+def spawn(
+    plan: bytes,
+    descriptors: Sequence[int],
+    *,
+    cgroup_fd: int | None = None,
+    moments: list[int] | None = None,
+) -> Spawned:
     """Clone a child that carries the plan out; blocks until it executes the program.
 
     `descriptors` are the plan's slots and stay the caller's; `cgroup_fd` is a v2 directory the
-    child starts in. The GIL is released meanwhile. StepFailed: nothing is left of the child.
+    child starts in. `moments` gets when the child began, and when each step was done as far as it
+    could be noted (up to the seccomp filter): nanoseconds of CLOCK_MONOTONIC. The GIL is released
+    meanwhile. StepFailed: nothing is left of the child.
     ValueError: the bytes are no plan. A change of user makes the caller non-dumpable too, as the
     memory is shared until exec: setresuid(2), prctl(2).
     Source: clone(2), notes on CLONE_VFORK and CLONE_INTO_CGROUP.
     """
-    pid, pidfd, index, err = try_spawn(plan, descriptors, -1 if cgroup_fd is None else cgroup_fd)
+    cgroup = -1 if cgroup_fd is None else cgroup_fd
+    pid, pidfd, index, err = try_spawn(plan, descriptors, cgroup, moments=moments)
     if pid == 0:
         raise StepFailed(index, err)
     return Spawned(pid, pidfd)

@@ -34,6 +34,7 @@ from dockpy import stdio
 from dockpy._copy import JOURNAL_SIZE
 from dockpy.errors import Conflict, RequestError, SupervisorLost
 from dockpy.messages import DESCRIPTOR_LIMIT, receive, send
+from dockpy.trace import CHILD, DAEMON, OFF, PUMP, SUPERVISOR, Trace, from_epoch, steps_of_child
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,8 @@ class StartRequest:
     """What a supervisor needs to start one container; descriptors stay the caller's.
 
     `streams` are the pump's ends: write end of stdin, read ends of stdout and stderr, or the
-    master of the terminal. `slots` are the descriptors the plan refers to, in order.
+    master of the terminal. `slots` are the descriptors the plan refers to, in order. `labels` are
+    the names of the plan's steps, for a trace that is on.
     """
 
     container: str
@@ -123,6 +125,8 @@ class StartRequest:
     cgroup: int = -1
     log: tuple[str, int, int] = ("", 0, 1)
     stdin_once: bool = False
+    trace: Trace = OFF
+    labels: Sequence[str] = ()
 
 
 class Exits(Protocol):
@@ -152,6 +156,7 @@ class Run:
     status: int | None = None
     ended: float = 0.0
     settled: bool = False
+    trace: Trace = OFF
 
     @contextmanager
     def _kept(self) -> Iterator[Supervisor]:
@@ -305,6 +310,7 @@ class Supervisor:
             _duplicates_to_keep(request.streams),
             request.log,
             request.stdin_once,
+            trace=request.trace,
         )
         self.runs[key] = run
         try:
@@ -329,6 +335,7 @@ class Supervisor:
                     request.stdin_once,
                     described,
                     len(request.slots),
+                    request.trace.on,
                 ),
                 parcel.descriptors,
             )
@@ -338,6 +345,11 @@ class Supervisor:
         if answer[0] == "failed":
             self.drop(run)
             return (answer[2], answer[3]), []
+        if request.trace.on:
+            noted, steps = answer[5:]
+            request.trace.add(SUPERVISOR, noted)
+            request.trace.add(CHILD, steps_of_child(steps, request.labels))
+            request.trace.mark(DAEMON, "knows that it is started")
         return run, attachments
 
     def attach(self, run: Run, ends: Streams) -> Attachment:
@@ -524,7 +536,7 @@ class Supervisor:
 
     def _started(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
         # Noted here, not by the thread that asked: the exit may be the very next message.
-        _, sequence, key, pid, started = message
+        _, sequence, key, pid, started, *_ = message
         run = self.runs.get(key)
         if run is None or not descriptors:  # given up meanwhile, or no descriptor was free
             for descriptor in descriptors:
@@ -548,6 +560,9 @@ class Supervisor:
             status = exit_status(run.pidfd, run.pid)
         run.ended = when
         run.status = status
+        if run.trace.on:
+            run.trace.at(from_epoch(when), PUMP, "program has ended, output is drained")
+            run.trace.mark(DAEMON, "knows of the end")
         self._supervision.exits.container_exited(run, status, when)
 
     def _running(self, message: tuple[Any, ...], descriptors: list[int]) -> None:

@@ -8,7 +8,7 @@ system to import from.
 
 Messages from the daemon (see `messages`):
     ready                                    adoption is complete, run the pump
-    start   seq key id plan cgroup streams log stdin_once attachments slots
+    start   seq key id plan cgroup streams log stdin_once attachments slots traced
     adopt   key id pid streams log stdin_once started attachments
     attach  key attachment streams keys
     detach  attachment
@@ -17,10 +17,11 @@ Messages from the daemon (see `messages`):
     list    seq                              answered by one `running` per container, then `listed`
     quit                                     leave if no container is left
 Messages to the daemon:
-    started seq key pid time | failed seq step errno | exited key status time
+    started seq key pid time [moments steps] | failed seq step errno | exited key status time
     closed attachment why | logfail key errno | eof key | running ... | listed seq pid
 
-`streams` are indices into the descriptors of the message, -1 for none.
+`streams` are indices into the descriptors of the message, -1 for none. A start that is traced is
+answered with what was done when (see `trace`): by us, and by the child's steps.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from dockpy._copy import (
 )
 from dockpy.messages import receive, send
 from dockpy.spawn import StepFailed, hold_mounts, spawn
+from dockpy.trace import OFF, SUPERVISOR, Trace
 
 WORKERS = 4
 """Threads that spawn: each is stopped by its own vfork for the few milliseconds of a start."""
@@ -199,29 +201,40 @@ class Supervisor:
         stdin_once: bool,
         attachments: Sequence[tuple[int, Streams, bytes]],
         slots: int,
+        traced: bool,
     ) -> None:
+        trace = Trace() if traced else OFF
+        steps: list[int] | None = [] if traced else None
+        trace.mark(SUPERVISOR, "has the message")
         record = Record(container, 0, log, stdin_once)
         with self._lock:
             self._records[key] = record
         self._add(descriptors, kept, key, streams, record)
         for attachment, ends, keys in attachments:
             self._attach(descriptors, kept, key, attachment, ends, keys)
+        trace.mark(SUPERVISOR, "streams given to the pump")
         try:
             spawned = spawn(
                 plan,
                 descriptors[:slots],
                 cgroup_fd=None if cgroup < 0 else descriptors[cgroup],
+                moments=steps,
             )
         except StepFailed as failure:
             self._drop(key)
             self._tell(("failed", seq, failure.index, failure.errno))
             return
+        trace.mark(SUPERVISOR, "program is executed")
         record.pid = spawned.pid
         # What enters a container has no log of its own, and no mounts to end with.
         mounts = hold_mounts(spawned.pidfd) if log[0] else None
         record.mounts = None if mounts is None else _process.out_of_the_way(mounts)
         pidfd = _process.out_of_the_way(spawned.pidfd)
-        self._tell(("started", seq, key, spawned.pid, record.started), [pidfd])
+        noted: tuple[object, ...] = ()
+        if traced:
+            trace.mark(SUPERVISOR, "mounts held")
+            noted = ([(when, what) for when, _, what in trace.moments], steps)
+        self._tell(("started", seq, key, spawned.pid, record.started, *noted), [pidfd])
         self._pump.watch(key, pidfd)
 
     def _adopt(

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -300,3 +301,40 @@ def test_held_mounts_outlive_the_process_until_they_are_closed(starts: Starts) -
     if held is not None:  # Linux 6.11
         assert os.readlink(f"/proc/self/fd/{held}") == inside
         os.close(held)
+
+
+def test_the_childs_moments_are_one_for_the_clone_and_one_for_each_step_before_the_program(
+    starts: Starts,
+) -> None:
+    plan = plan_of("/bin/true")
+    moments: list[int] = []
+    before = time.monotonic_ns()
+    child = spawn(plan.pack(), [starts.root()], moments=moments)
+    after = time.monotonic_ns()
+    assert wait(child.pid, child.pidfd) == 0
+    assert len(moments) == len(plan.labels)
+    assert [before, *moments, after] == sorted([before, *moments, after])
+
+
+def test_no_clock_is_looked_at_under_a_filter_that_kills_for_it(starts: Starts) -> None:
+    clock_gettime = {"x86_64": 228, "aarch64": 113}[os.uname().machine]
+    instructions = (
+        (0x20, 0, 0, 0),  # load the number of the call
+        (0x15, 0, 1, clock_gettime),  # this one: next; another: over the next
+        (0x06, 0, 0, 0x80000000),  # kill the process
+        (0x06, 0, 0, 0x7FFF0000),  # allow
+    )
+    program = b"".join(struct.pack("<HBBI", *one) for one in instructions)
+    plan = plan_of("/bin/true", seccomp=program)
+    moments: list[int] = []
+    child = spawn(plan.pack(), [starts.root()], moments=moments)
+    assert wait(child.pid, child.pidfd) == 0
+    assert len(moments) == plan.labels.index("install seccomp filter") + 1
+
+
+def test_a_failed_step_has_no_moment_and_those_before_it_have(starts: Starts) -> None:
+    plan = plan_of("/absent")
+    moments: list[int] = []
+    with pytest.raises(StepFailed) as caught:
+        spawn(plan.pack(), [starts.root()], moments=moments)
+    assert len(moments) == caught.value.index

@@ -128,7 +128,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--stop-timeout 3", {"stop_timeout": 3}),
     ("--shm-size 1g", {"shm_size": 1 << 30}),
     ("--log-opt max-size=10m --log-opt max-file=3", {"log_max_size": 10 << 20, "log_max_file": 3}),
-    ("--pull never -q --sig-proxy=false", {}),
+    ("--pull never -q --sig-proxy=false --trace", {}),
     ("-a stdout --", {"attach_stdout": True}),
 ]
 

@@ -32,8 +32,8 @@ def kept(path: Path, **ratios: float) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("ratio", "code"), [(2.99, 0), (3.01, 1)])
-def test_only_a_ratio_beyond_the_bound_fails(
+@pytest.mark.parametrize(("ratio", "code"), [(2.2, 0), (2.3, 1)])
+def test_only_a_ratio_whose_best_tenth_is_beyond_the_bound_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: float, code: int
 ) -> None:
     now = saved_run(tmp_path / "now.json", spawn=ratio, diff=0.1)

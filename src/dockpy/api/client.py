@@ -120,6 +120,17 @@ def say(text: bytes) -> None:
         return
 
 
+def show_trace(told: bytes) -> None:
+    """The timeline of this command, with its last line: that we know."""
+    from time import monotonic_ns
+
+    now = monotonic_ns()
+    head, _, table = told.partition(b"\n")
+    first, last = map(int, head.split())
+    at, took = (now - first) / 1e6, (now - last) / 1e6
+    say(table + b"%8.3f %7.3f  %-10s  %s\n" % (at, took, b"client", b"has the answer"))
+
+
 def fill_closed_descriptors() -> None:
     """0, 1 and 2 always exist: no socket lands there, and a closed stream reads as empty."""
     descriptor = posix.open("/dev/null", posix.O_RDWR)
@@ -230,9 +241,14 @@ class Client:
         request = wire.Request(
             wire.RUN, 0, argv, [name + b"=" + value for name, value in posix.environ.items()]
         )
+        if b"--trace" in argv or posix.environ.get(b"DOCKPY_TRACE", b"0") not in (b"", b"0"):
+            from time import monotonic_ns
+
+            request.flags |= wire.TRACED
+            request.env.append(b"DOCKPY_TRACE_UP=%d" % monotonic_ns())
         stdin = 0
         if posix.isatty(0):
-            request.flags = wire.TERMINAL
+            request.flags |= wire.TERMINAL
             stdin, self.keys_to = posix.pipe2(posix.O_CLOEXEC)
             posix.set_blocking(self.keys_to, False)
         self.ask(request, stdin)
@@ -332,6 +348,8 @@ class Client:
             self.resumption = rest
         elif kind == wire.SAY:
             say(rest)
+        elif kind == wire.TRACE:
+            show_trace(rest)
         elif kind == wire.CLOSING:
             self.closing = True
         return -1

@@ -28,7 +28,7 @@ import termios
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,6 +42,7 @@ from dockpy.errors import Conflict, DockpyError, Locked, NotFound, RequestError
 from dockpy.model import Status
 from dockpy.places import DEFAULT_ROOT, network_settings, run_directory
 from dockpy.runtime import Runtime
+from dockpy.trace import CLIENT, DAEMON, Trace
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,12 @@ CLOSING_PATIENCE = 3.0
 """Seconds commands have to end when the daemon does."""
 RAW_PATIENCE = 2.0
 """Seconds a client has to switch its terminal."""
+CLIENTS_MOMENTS = {
+    "DOCKPY_TRACE_BEGAN": "process has begun",
+    "DOCKPY_TRACE_UP": "interpreter is up, client imported",
+}
+LONGEST_MOMENT = 20
+"""Digits; 18 of nanoseconds are 30 years."""
 STACK = 512 << 10
 ENGINE_ERROR = 125
 LOCKED = 1
@@ -237,6 +244,7 @@ class Client:
         self._terminal = -1
         self.since = time.monotonic()
         self.asked = False
+        self._asked_at = 0
         self._is_raw = threading.Event()
         self.staying = False
         """It is with a container that goes on without us."""
@@ -260,6 +268,7 @@ class Client:
             self._signal(packet[0])
         else:
             self.asked = True
+            self._asked_at = time.monotonic_ns()
             self._server.heard(self)
             self._server.begin(self, packet, descriptors)
 
@@ -305,6 +314,8 @@ class Client:
                     code = handler(session, [os.fsdecode(word) for word in request.argv])
                 else:
                     code = resume(session, request)
+                if session.show_trace:
+                    self._tell_trace(session.trace)
         except Exception:
             log.exception("a client's command failed")
             code = ENGINE_ERROR
@@ -340,6 +351,9 @@ class Client:
             staying_with=self._stay,
             takes_stdin=lambda: self.tell(wire.STDIN),
         )
+        if request.flags & wire.TRACED:
+            session.trace = self._begun_trace(session.env)
+            session.show_trace = session.env.get("DOCKPY_TRACE", "0") not in ("", "0")
         with self._lock:
             self._terminal = window
             self._session = session
@@ -354,6 +368,23 @@ class Client:
         finally:
             with self._lock:
                 self._terminal = -1
+
+    def _begun_trace(self, env: Mapping[str, str]) -> Trace:
+        """What was done for this client so far, by itself too."""
+        trace = Trace()
+        for name, what in CLIENTS_MOMENTS.items():
+            text = env.get(name, "")
+            if text.isascii() and text.isdigit() and len(text) < LONGEST_MOMENT:
+                trace.at(int(text), CLIENT, what)
+        trace.at(int(self.since * 1e9), DAEMON, "client accepted")
+        trace.at(self._asked_at, DAEMON, "request received")
+        trace.mark(DAEMON, "a thread has read the request")
+        return trace
+
+    def _tell_trace(self, trace: Trace) -> None:
+        if trace.on:
+            trace.mark(DAEMON, "command done")
+            self.tell(wire.TRACE + trace.message(wire.PACKET_LIMIT - 1))
 
     def _set_raw(self, on: bool) -> None:
         """Switch the client's terminal, and wait until raw mode is on, as long as it takes it."""

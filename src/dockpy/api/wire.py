@@ -28,8 +28,10 @@ DESCRIPTOR_LIMIT = 6
 
 RUN, RESUME = 1, 2
 """RUN: the arguments are a command line. RESUME: they are what FOLLOW told."""
-TERMINAL, SPILLED, READING = 1, 2, 4
-"""READING: this client was told STDIN already."""
+TERMINAL, SPILLED, READING, TRACED = 1, 2, 4, 8
+"""READING: this client was told STDIN already. TRACED: it asks for a timeline if the command is to
+be traced (see `trace`); DOCKPY_TRACE_BEGAN and _UP in its environment tell when its process began
+and when its interpreter was up, in nanoseconds of CLOCK_MONOTONIC."""
 
 EXIT = b"x"
 """One byte more: leave with this code."""
@@ -44,6 +46,8 @@ FOLLOW = b"f"
 """The rest: arguments for RESUME, in case this daemon dies."""
 SAY = b"s"
 """The rest: text for standard error."""
+TRACE = b"t"
+"""Just before EXIT, the timeline: when it begins and ends, in nanoseconds, a newline, the table."""
 CLOSING = b"q"
 """This daemon is ended on purpose: wait for another one, start none."""
 

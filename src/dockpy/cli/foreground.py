@@ -13,6 +13,7 @@ from dockpy.errors import DockpyError, UsageError
 from dockpy.model import Config
 from dockpy.stdio import parse_detach_keys
 from dockpy.supervision import AttachmentEnd, Streams
+from dockpy.trace import DAEMON
 
 log = logging.getLogger(__name__)
 DEFAULT_DETACH_KEYS = "ctrl-p,ctrl-q"
@@ -106,6 +107,7 @@ def stay(
                     container.resize(rows + 1, columns + 1)
                 container.resize(rows, columns)
             end = attachment.wait()
+            session.trace.mark(DAEMON, "output delivered")
         if end is AttachmentEnd.ENDED:
             return container.wait()
         session.staying_with("", sig_proxy, -1)

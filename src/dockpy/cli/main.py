@@ -29,6 +29,7 @@ from dockpy.cli.session import LEFT_BY_PIPE, ClientGone, Session
 from dockpy.cli.transfers import Interrupted
 from dockpy.errors import DockpyError, UsageError
 from dockpy.model import VERSION
+from dockpy.trace import DAEMON
 
 log = logging.getLogger(__name__)
 ENGINE_ERROR = 125
@@ -128,6 +129,7 @@ def dispatch(session: Session, argv: Sequence[str]) -> int:
     except UsageError as error:
         return refuse(session, command, error)
     try:
+        session.trace.mark(DAEMON, "command line parsed")
         return command.action(session, **values)
     except Interrupted as end:
         return end.code

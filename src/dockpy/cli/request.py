@@ -67,6 +67,7 @@ class RunValues(TypedDict):
     stop_signal: str
     stop_timeout: int | None
     tmpfs: tuple[tuple[str, str], ...]
+    trace: bool
     tty: bool
     ulimit: tuple[Ulimit, ...]
     user: str

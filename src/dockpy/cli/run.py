@@ -20,6 +20,7 @@ from dockpy.model import Config
 from dockpy.network.ports import parse_expose, parse_publish
 from dockpy.signals import parse_signal
 from dockpy.supervision import Streams
+from dockpy.trace import DAEMON
 from dockpy.ulimits import parse as parse_ulimit
 from dockpy.volumes import parse_mount, parse_tmpfs, parse_volume
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 def run_command(session: Session, **values: Unpack[RunValues]) -> int:
     """Start a new container and stay connected to it, or with -d print its id."""
+    session.show_trace |= values["trace"]
     config = config_of(session, values)
     wanted = attached_streams(values)
     if not values["detach"]:
@@ -37,7 +39,7 @@ def run_command(session: Session, **values: Unpack[RunValues]) -> int:
 
     def start(attach: Sequence[Streams] = ()) -> Sequence[EngineAttachment]:
         try:
-            return container.start(attach)
+            return container.start(attach, trace=session.trace)
         except BaseException:
             discard(session, container, values["cidfile"])
             raise
@@ -59,6 +61,7 @@ def run_command(session: Session, **values: Unpack[RunValues]) -> int:
 
 def create_command(session: Session, **values: Unpack[RunValues]) -> int:
     """Make a container and print its id."""
+    session.show_trace |= values["trace"]
     config = config_of(session, values)
     session.write(f"{make(session, values, config).id}\n")
     return 0
@@ -87,13 +90,14 @@ def create_pulled(session: Session, values: RunValues, config: Config) -> Engine
     image, name, policy = values["image"], values["name"], values["pull"]
     if policy != "always":
         try:
-            return session.runtime.create(config, name)
+            return session.runtime.create(config, name, trace=session.trace)
         except NoSuchImage as error:
             if policy == "never":
                 hint = f"pull it: dockpy pull {image}"
                 raise NoSuchImage(image, hint) from error
     pulled = pull_for_run(session, image, quiet=values["quiet"])
-    return session.runtime.create(config.with_(image=pulled), name)
+    session.trace.mark(DAEMON, "image pulled")
+    return session.runtime.create(config.with_(image=pulled), name, trace=session.trace)
 
 
 def discard(session: Session, container: EngineContainer, cidfile: str | None) -> None:
@@ -404,6 +408,7 @@ def make_options() -> list[Option | Operand]:
             metavar="PATH[:OPTIONS]",
             multiple=True,
         ),
+        Switch("--trace", help="Tell on standard error when each step of the start was done"),
         Switch("-t", "--tty", help="Give it a terminal"),
         Option(
             "--ulimit",

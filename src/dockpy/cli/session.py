@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from dockpy.cli.engine import Engine
 from dockpy.cli.rights import open_as, rights_of
 from dockpy.errors import RequestError
+from dockpy.trace import OFF, Trace
 
 DEADLY = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 """Signals that end a client whose command does not ask for them."""
@@ -165,7 +166,8 @@ class Session:
     raw mode is on. `leave` tells the client to go away with an exit code while the command goes on.
     `staying_with` tells it the container in the foreground ("": none any more), whether signals are
     the container's, and the number of its attachment (-1: none yet), so that it can come back when
-    the daemon dies; `takes_stdin`, that its input is wanted from now on.
+    the daemon dies; `takes_stdin`, that its input is wanted from now on. `trace` is OFF when the
+    client could not show it; `show_trace`: it is to be shown.
     """
 
     runtime: Engine
@@ -184,6 +186,8 @@ class Session:
     leave: Callable[[int], None] = lambda _code: None
     staying_with: Callable[[str, bool, int], None] = lambda _identifier, _proxy, _number: None
     takes_stdin: Callable[[], None] = lambda: None
+    trace: Trace = OFF
+    show_trace: bool = False
     events: Events = field(init=False)
 
     def __post_init__(self) -> None:
