@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.figures import group_record
 from benchmarks.pack import make_upper
 from benchmarks.samples import Samples, table
 from dockpy import Config, Container, Image, Runtime
@@ -159,10 +160,11 @@ def main() -> None:
             contest.close()
     load = ", ".join(f"{one:.2f}" for one in os.getloadavg())
     print(f"{os.cpu_count()} cores, load {load}")
-    print(table(f"commit of {options.files} files", rows, rows[0]))
+    title = f"commit of {options.files} files"
+    print(table(title, rows, rows[0]))
     print(f"memory: {grown / 1024:.1f} MiB above idle, while unpacking {unpacked / 1024:.1f} MiB")
     if options.json:
-        options.json.write_text(json.dumps([one.record() for one in rows]))
+        options.json.write_text(json.dumps([group_record(title, rows, rows[0])]))
 
 
 if __name__ == "__main__":

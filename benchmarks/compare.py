@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import peers
+from benchmarks.figures import group_record
 from benchmarks.samples import Samples, table
 from dockpy import Config, Runtime, Streams
 
@@ -49,7 +50,7 @@ class Bench:
 
     def show(self, title: str, rows: list[Samples], reference: Samples | None = None) -> None:
         print(table(title, rows, reference), flush=True)
-        self.results.append({"title": title, "rows": [row.record() for row in rows if row.values]})
+        self.results.append(group_record(title, rows, reference))
 
 
 def one_start(runtime: Runtime, network: str = "bridge", ports: tuple[str, ...] = ()) -> float:

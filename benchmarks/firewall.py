@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import peers
+from benchmarks.figures import group_record
 from benchmarks.samples import Samples, table
 from benchmarks.wire import HOST, Neighbour
 from dockpy.network.entries import Bridge, Cable
@@ -33,6 +34,8 @@ BRIDGE = Bridge("fw0", "10.210.0.0/16")
 GATEWAY, CONTAINER = "10.210.0.1", "10.210.0.2"
 CABLE = Cable("fwc", "02:42:0a:d2:00:02", CONTAINER)
 PORT, TRIED, MANY = 80, 29999, 1000
+ENTRIES = "one container's or port's entries"
+MATCHED = "one connection through a published port"
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: the connection ends at once, so that no port waits."""
 
@@ -172,14 +175,14 @@ def main() -> None:
     firewall.accept_loopback(BRIDGE.name)
     try:
         costs = [*entries(firewall, 0, count), *entries(firewall, MANY, count)]
-        print(table("one container's or port's entries", costs))
+        print(table(ENTRIES, costs))
         matched = matching(firewall, neighbour, rounds, count)
-        print(table("one connection through a published port", matched, matched[0]))
+        print(table(MATCHED, matched, matched[0]))
     finally:
         firewall.close(remove=True)
     if given.json:
-        rows = [one.record() for one in (*costs, *matched)]
-        given.json.write_text(json.dumps({"kernel": platform.release(), "rows": rows}, indent=1))
+        records = [group_record(ENTRIES, costs, None), group_record(MATCHED, matched, matched[0])]
+        given.json.write_text(json.dumps(records, indent=1))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.commit import CANARY, shell
+from benchmarks.figures import group_record
 from benchmarks.growing import Growing, growing
 from benchmarks.image_engines import SCRIPT, CommandLine, Ours, last_words, others, run
 from benchmarks.samples import Samples, table
@@ -140,7 +141,7 @@ class Bench:
         if not rows:
             return
         print(table(title, rows, rows[0]), flush=True)
-        self.results.append({"title": title, "rows": [row.record() for row in rows]})
+        self.results.append(group_record(title, rows, rows[0]))
 
 
 def untar(bench: Bench, archive: Path) -> None:
@@ -216,14 +217,15 @@ def memory(bench: Bench, cli: CommandLine, archives: list[Growing]) -> list[str]
     commands["diff"] = ["diff", "box"]
     commands["commit"] = ["commit", "box"]
     commands["export"] = ["export", "-o", str(bench.fresh("export")), "box"]
-    failures = []
+    failures, rows = [], []
     print("memory of the daemon above idle")
     for name, words in commands.items():
         peak = cli.peak(*words)
         print(f"  {name:34} {peak / 1024:8.1f} MiB", flush=True)
-        bench.results.append({"title": f"memory of {name}", "kib": peak})
+        rows.append(Samples(name, [peak / 1024], "MiB"))
         if peak > LIMIT:
             failures.append(f"{name} took {peak >> 10} MiB above idle")
+    bench.results.append(group_record("memory of the daemon above idle", rows, None))
     return failures
 
 

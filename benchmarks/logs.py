@@ -6,6 +6,7 @@ python -m benchmarks.logs [--size MEGABYTES] [--rounds N] [--directory DIR]
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.figures import group_record
 from benchmarks.samples import Samples, table
 from dockpy._log import encode
 from dockpy.logs import NAME, copy_log
@@ -63,6 +65,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=300, help="megabytes of messages")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", help="where the log is; default: a temporary one")
+    parser.add_argument("--json", type=Path, help="write the rows")
     arguments = parser.parse_args()
     size = arguments.size * 1_000_000
     names = ("plain pipe", "copy_log to a pipe", "copy_log with times", "copy_log to /dev/null")
@@ -85,8 +88,12 @@ def main() -> int:
                 run()
                 row.values.append(size / (time.perf_counter() - began) / 1e6)
         os.close(nowhere)
-    print(f"{arguments.size} MB of messages, load {os.getloadavg()[0]:.1f}")
-    print(table("logs", list(rows.values()), rows["plain pipe"]))
+    title = f"{arguments.size} MB of messages read back"
+    print(f"load {os.getloadavg()[0]:.1f}")
+    print(table(title, list(rows.values()), rows["plain pipe"]))
+    if arguments.json:
+        record = group_record(title, rows.values(), rows["plain pipe"])
+        arguments.json.write_text(json.dumps([record]))
     return 0
 
 

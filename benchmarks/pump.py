@@ -9,6 +9,7 @@ what disturbs the machine disturbs all of them. `cpu` is what our side spent per
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import select
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.figures import group_record
 from benchmarks.samples import Samples, table
 from dockpy._copy import ATTACHMENT_CLOSED, EXITED, JOURNAL_SIZE, Pump
 
@@ -139,6 +141,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=300, help="megabytes a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", help="where the log is written; default: a temporary one")
+    parser.add_argument("--json", type=Path, help="write the rows")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dockpy-bench-", dir=arguments.directory) as name:
         bench = Bench(Path(name), arguments.size * 1_000_000)
@@ -146,8 +149,11 @@ def main() -> int:
             rows, spent = measure(bench, arguments.rounds)
         finally:
             bench.close()
-    print(f"{arguments.size} MB of 100-byte lines, load {os.getloadavg()[0]:.1f}")
-    print(table("output", rows, rows[0]))
+    title = f"output, {arguments.size} MB of 100-byte lines"
+    print(f"load {os.getloadavg()[0]:.1f}")
+    print(table(title, rows, rows[0]))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([group_record(title, rows, rows[0])]))
     print("  cpu seconds per GB: " + ", ".join(f"{n} {s:.2f}" for n, s in spent.items()))
     return 0
 

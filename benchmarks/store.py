@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import cast
 
 from benchmarks import peers
+from benchmarks.figures import group_record
 from benchmarks.samples import Samples, table
 from dockpy import Config, Runtime
 from dockpy.cli.engine import Engine
@@ -184,7 +185,9 @@ def main() -> None:
     for job in found[0]:
         print(table(job, [one[job] for one in found], found[0][job]))
     if options.json:
-        records = [samples.record() for one in found for samples in one.values()]
+        records = [
+            group_record(job, [one[job] for one in found], found[0][job]) for job in found[0]
+        ]
         options.json.write_text(json.dumps(records))
 
 
