@@ -3,69 +3,33 @@ a network namespace of their own.
 
     python -m benchmarks.compare [--short] [--json FILE] [--rootfs TAR] [PART ...]
 
-Parts: start, cli, burst, streams, density. Needs root. A missing peer is named and skipped. The
-exit status is not zero only when a ratio measured in this run is far beyond its promise.
+Parts: start, cli, clients, burst, streams, density, runtimes, exec. Needs root. A missing peer is
+named and skipped. The exit status is not zero only when a ratio measured in this run is far beyond
+its promise.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
-import shutil
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import peers
-from benchmarks.figures import group_record
-from benchmarks.samples import Samples, table
-from dockpy import Config, Runtime, Streams
+from benchmarks import command_lines, density, execs, peers, runtimes
+from benchmarks.density import memory_of
+from benchmarks.ground import FLOORS, Bench, base_archive, one_start, stop_daemon
+from benchmarks.samples import Samples
+from dockpy import Config, Streams
+
+__all__ = ["base_archive", "memory_of", "one_start", "stop_daemon"]
 
 LIMIT = 3.0
 """The ratio over the floor at which CI fails; the promise is 2.0, the rest is room for noise."""
-FLOORS = {"none": "net", "bridge": "bridge=flbr"}
-"""What the floor does for each network of ours."""
-
-
-class Bench:
-    """What the parts share: an engine with a `base` image and the floor's program."""
-
-    def __init__(self, directory: Path, rootfs: Path, short: bool) -> None:
-        self.directory = directory
-        self.short = short
-        self.runtime = Runtime(directory / "state", run=directory / "run")
-        with open(rootfs, "rb") as archive:
-            self.image = self.runtime.import_image(archive, "base")
-        self.tree = self.runtime.graph.lower_directories(self.image)[0]
-        self.floor = peers.Floor(directory)
-        self.results: list[dict[str, object]] = []
-        self.failures: list[str] = []
-
-    def show(self, title: str, rows: list[Samples], reference: Samples | None = None) -> None:
-        print(table(title, rows, reference), flush=True)
-        self.results.append(group_record(title, rows, reference))
-
-
-def one_start(runtime: Runtime, network: str = "bridge", ports: tuple[str, ...] = ()) -> float:
-    """create + start + wait + remove of /bin/true, in milliseconds."""
-    began = time.perf_counter()
-    container = runtime.create(
-        Config(image="base", cmd=("/bin/true",), network_mode=network, port_specs=ports)
-    )
-    container.start()
-    code = container.wait()
-    runtime.destroy(container)
-    took = (time.perf_counter() - began) * 1e3
-    if code != 0:
-        raise RuntimeError(f"/bin/true ended with {code}")
-    return took
 
 
 def start(bench: Bench) -> None:
@@ -170,189 +134,16 @@ def read_back(copy_log: Callable[..., None], size: int) -> float:
     return took
 
 
-def memory_of(pids: list[int]) -> int:
-    """Proportional set size of some processes in KiB."""
-    total = 0
-    for pid in pids:
-        with open(f"/proc/{pid}/smaps_rollup") as rollup:
-            total += sum(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
-    return total
-
-
-def density(bench: Bench) -> None:
-    """Memory per idle container, start latency among them, and CPU use while idle."""
-    count = 100 if bench.short else 1000
-    runtime = bench.runtime
-    pids = [os.getpid(), *runtime.info().supervisors]
-    before = memory_of(pids)
-    one_start(runtime)
-    none, none_floor = starts_among(bench, 0)
-    idle = []
-    for _ in range(count):
-        container = runtime.create(Config(image="base", cmd=("/bin/sleep", "1000000")))
-        container.start()
-        idle.append(container)
-    try:
-        after = memory_of(pids)
-        many, many_floor = starts_among(bench, count)
-        ticks = [cpu_ticks(pid) for pid in pids[1:]]
-        time.sleep(2)
-        used = sum(cpu_ticks(pid) for pid in pids[1:]) - sum(ticks)
-    finally:
-        for container in idle:
-            runtime.destroy(container, force=True)
-    per = Samples("user memory per container", [(after - before) / count], "KiB")
-    cpu = Samples("supervisors' ticks in 2 idle s", [float(used)], "ticks")
-    bench.show(f"starts 50 ms apart among {count} idle containers", [none, many], none)
-    bench.show("the floor's, in the same minute", [none_floor, many_floor], none_floor)
-    bench.show(f"{count} idle containers", [per, cpu])
-
-
-def starts_among(bench: Bench, count: int) -> tuple[Samples, Samples]:
-    """Our starts and the floor's while `count` containers run. With a gap between them: the kernel
-    clears away after each start, for a time that grows with all there is, and on every core."""
-    ours = Samples(f"start among {count}")
-    floors = Samples(f"floor among {count}")
-    for _ in range(30):
-        time.sleep(0.05)
-        ours.values.append(one_start(bench.runtime))
-        time.sleep(0.05)
-        floors.values += bench.floor.times(bench.tree, 1, "mounts", FLOORS["bridge"], "cgroup")
-    return ours, floors
-
-
-def cpu_ticks(pid: int) -> int:
-    """User and system time of a process in clock ticks. Source: proc(5), /proc/pid/stat."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
-
-
-def cli(bench: Bench) -> None:
-    """`run --rm base /bin/true` from process start to process end, beside peers."""
-    rounds = 10 if bench.short else 30
-    program = shutil.which("dockpy", path=str(Path(sys.executable).parent))
-    if program is None:
-        print("cli: the dockpy command is not installed beside this Python; skipped")
-        return
-    directory = bench.directory / "cli"
-    directory.mkdir()
-    ours = [program, "--root", str(directory / "state"), "--run", str(directory / "run")]
-    archive = bench.directory / "base.tar"
-    subprocess.run([*ours, "import", str(archive), "base"], check=True, capture_output=True)
-    engines = {"dockpy": ours}
-    with peers.docker(bench.directory, network=True) as docker:
-        podman = peers.podman(bench.directory)
-        for name, command in (("docker", docker), ("podman", podman)):
-            if command is None:
-                print(f"{name}: not installed or does not start here; skipped")
-                continue
-            loaded = subprocess.run(
-                [*command, "import", str(archive), "base"], check=False, capture_output=True
-            )
-            if loaded.returncode != 0:
-                print(f"{name}: {loaded.stderr.decode(errors='replace').strip()[-200:]}; skipped")
-                continue
-            engines[name] = command
-        for network in FLOORS:
-            contestants = {"python -IS": [sys.executable, "-IS", "-c", "pass"]}
-            for name, command in engines.items():
-                # Limits that any host lets it set; its own defaults are higher.
-                low = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
-                options = low if name == "podman" else []
-                words = ["run", "--rm", *options, "--network", network, "base", "/bin/true"]
-                contestants[f"{name} run"] = [*command, *words]
-            rows = {name: Samples(name) for name in contestants}
-            race(contestants, rows, rounds)
-            reference = rows["docker run"] if "docker run" in rows else rows["python -IS"]
-            bench.show(
-                f"run --rm --network {network} base /bin/true, command line",
-                [*rows.values()],
-                reference if reference.values else rows["python -IS"],
-            )
-        clients(bench, ours)
-    stop_daemon(directory / "state")
-
-
-def race(contestants: dict[str, list[str]], rows: dict[str, Samples], rounds: int) -> None:
-    """Time each command in turn; a peer that fails is left out from then on."""
-    for turn in range(rounds + 1):
-        for name, command in [*contestants.items()]:
-            try:
-                took = peers.wall(command)
-            except RuntimeError as error:
-                if name.startswith(("dockpy", "python")):
-                    raise
-                print(f"{name}: {error}; skipped from here on")
-                del contestants[name]
-                continue
-            if turn:
-                rows[name].values.append(took)
-
-
-def clients(bench: Bench, ours: list[str]) -> None:
-    """`run --rm` a second from 8 clients at once, on the bridge."""
-    each = 10 if bench.short else 50
-    command = [*ours, "run", "--rm", "base", "/bin/true"]
-    began = time.perf_counter()
-
-    def work() -> None:
-        for _ in range(each):
-            subprocess.run(command, check=True)
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    rate = 8 * each / (time.perf_counter() - began)
-    bench.show("dockpy run --rm a second, bridge", [Samples("8 clients", [rate], "/s")])
-
-
-def stop_daemon(root: Path) -> None:
-    """End the daemon that the client started, by its pid."""
-    lock = root / "lock"
-    if not lock.exists():
-        return
-    pid = int(lock.read_text())
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)  # ours: an engine makes its process a subreaper
-        time.sleep(0.05)
-
-
 PARTS: dict[str, Callable[[Bench], None]] = {
     "start": start,
     "burst": burst,
     "streams": streams,
-    "density": density,
-    "cli": cli,
+    "density": density.density,
+    "cli": command_lines.cli,
+    "clients": command_lines.clients,
+    "runtimes": runtimes.runtimes,
+    "exec": execs.execs,
 }
-
-
-def base_archive(directory: Path, given: str | None) -> Path:
-    """The root file system to measure with: a given tar, or a small one of busybox."""
-    target = directory / "base.tar"
-    tree = directory / "tree"
-    tree.mkdir()
-    source = Path(__file__).with_name("lines.c")
-    subprocess.run(["cc", "-O2", "-static", "-o", str(tree / "lines"), str(source)], check=True)
-    if given is not None:
-        shutil.copyfile(given, target)
-        subprocess.run(["tar", "-C", str(tree), "-rf", str(target), "./lines"], check=True)
-        return target
-    for name in ("bin", "dev", "proc", "sys", "etc", "tmp"):
-        (tree / name).mkdir(parents=True)
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise SystemExit("compare: install busybox-static, or give --rootfs a tar")
-    shutil.copy(busybox, tree / "bin" / "busybox")
-    for applet in ("true", "sh", "sleep", "cat"):
-        (tree / "bin" / applet).symlink_to("busybox")
-    (tree / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
-    subprocess.run(["tar", "-C", str(tree), "-cf", str(target), "."], check=True)
-    return target
 
 
 def main() -> int:

@@ -62,6 +62,9 @@ _COMPARE = "benchmarks.compare"
 GROUPS = (
     Module("start", "create to removal through the API", _COMPARE, _part("start"), short=True),
     Module("cli", "run --rm, command line", _COMPARE, _part("cli"), short=True),
+    Module("clients", "run --rm by 1, 8 and 16 clients", _COMPARE, _part("clients")),
+    Module("runtimes", "runc, crun, bwrap", _COMPARE, _part("runtimes"), short=True),
+    Module("exec", "one more program in a container", _COMPARE, _part("exec"), short=True),
     Module("burst", "starts a second, 8 threads", _COMPARE, _part("burst"), short=True),
     Module("density", "among many containers", _COMPARE, _part("density"), short=True),
     Module("streams", "output, log, log read back", _COMPARE, _part("streams"), short=True),
