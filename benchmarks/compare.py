@@ -90,9 +90,9 @@ def streams(bench: Bench) -> None:
     rounds = 1 if bench.short else 3
     rows = [
         Samples("plain pipe", unit="MB/s"),
-        Samples("to the log", unit="MB/s"),
-        Samples("attached, logged", unit="MB/s"),
-        Samples("log read back", unit="MB/s"),
+        Samples("dockpy, to the log", unit="MB/s"),
+        Samples("dockpy, attached, logged", unit="MB/s"),
+        Samples("dockpy, log read back", unit="MB/s"),
     ]
     for _ in range(rounds):
         began = time.perf_counter()

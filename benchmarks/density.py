@@ -19,7 +19,7 @@ KERNEL = {
     "Percpu": "kernel: per processor",
 }
 """Lines of /proc/meminfo, see proc_meminfo(5), and what the table calls them."""
-SETTLE = 3.0
+SETTLE = 2.0
 """Seconds before the kernel's memory is read: what ended is cleared away behind."""
 
 

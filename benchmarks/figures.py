@@ -29,6 +29,10 @@ _LINE = re.compile(
 """A row as `samples.table` prints it."""
 
 
+_STEP = re.compile(r" *([0-9.]+) +([0-9.]+)  (\w+) +(.*)")
+"""A line as `dockpy run --trace` prints it."""
+
+
 class NotFigures(Exception):
     """A file that no run of the benchmarks wrote."""
 
@@ -158,6 +162,12 @@ def from_text(name: str, lines: Sequence[str]) -> list[Group]:
                 reference = found["name"]
     close()
     return groups
+
+
+def steps_of(text: str) -> list[Step]:
+    """A timeline as `dockpy run --trace` prints it, amid other lines."""
+    found = (_STEP.fullmatch(line) for line in text.splitlines())
+    return [Step(one[3], one[4], float(one[1]), float(one[2])) for one in found if one]
 
 
 def ticks_per_second() -> int | None:

@@ -58,6 +58,11 @@ def _part(name: str) -> Callable[[Asked], list[str]]:
     return lambda asked: _plain(asked, name)
 
 
+def _waterfall(asked: Asked) -> list[str]:
+    rootfs = ["--rootfs", str(asked.rootfs)] if asked.rootfs else []
+    return [*rootfs, "--runs", "20" if asked.short else "100"]
+
+
 _COMPARE = "benchmarks.compare"
 GROUPS = (
     Module("start", "create to removal through the API", _COMPARE, _part("start"), short=True),
@@ -65,6 +70,7 @@ GROUPS = (
     Module("clients", "run --rm by 1, 8 and 16 clients", _COMPARE, _part("clients")),
     Module("runtimes", "runc, crun, bwrap", _COMPARE, _part("runtimes"), short=True),
     Module("exec", "one more program in a container", _COMPARE, _part("exec"), short=True),
+    Module("waterfall", "one start, step by step", "benchmarks.waterfall", _waterfall),
     Module("burst", "starts a second, 8 threads", _COMPARE, _part("burst"), short=True),
     Module("density", "among many containers", _COMPARE, _part("density"), short=True),
     Module("streams", "output, log, log read back", _COMPARE, _part("streams"), short=True),

@@ -68,7 +68,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows")
     arguments = parser.parse_args()
     size = arguments.size * 1_000_000
-    names = ("plain pipe", "copy_log to a pipe", "copy_log with times", "copy_log to /dev/null")
+    names = (
+        "plain pipe",
+        "dockpy copy_log to a pipe",
+        "dockpy copy_log with times",
+        "dockpy copy_log to /dev/null",
+    )
     rows = {name: Samples(name, unit="MB/s") for name in names}
     with tempfile.TemporaryDirectory(prefix="dockpy-bench-", dir=arguments.directory) as name:
         directory = Path(name)

@@ -117,9 +117,9 @@ def swallow(reader: int) -> int:
 def measure(bench: Bench, rounds: int) -> tuple[list[Samples], dict[str, float]]:
     contestants: dict[str, Callable[[], None]] = {
         "plain pipe": bench.plain_pipe,
-        "to the log": bench.log_only,
-        "to the log and a client's pipe": bench.log_and_pipe,
-        "to a client's pipe, no log": bench.pipe_only,
+        "dockpy, to the log": bench.log_only,
+        "dockpy, to the log and a client's pipe": bench.log_and_pipe,
+        "dockpy, to a client's pipe, no log": bench.pipe_only,
     }
     rows = {name: Samples(name, unit="MB/s") for name in contestants}
     spent = dict.fromkeys(contestants, 0.0)
