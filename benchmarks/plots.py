@@ -28,9 +28,14 @@ LEAST = 1.0
 """Pixels of a step that took next to nothing."""
 
 
+def times(ratio: float) -> str:
+    """A ratio as one says it: twice, or a third."""
+    return f"x{svg.number(ratio)}" if ratio > 0.5 else f"1/{svg.number(1 / ratio)}"
+
+
 def bar(group: Group, row: Row) -> svg.Bar:
     ratio = group.ratio(row)
-    beside = "" if ratio is None or row.name == group.reference else f", x{svg.number(ratio)}"
+    beside = "" if not ratio or row.name == group.reference else f", {times(ratio)}"
     words = f"{svg.number(row.median)} {row.unit}{beside}"
     ours = "dockpy" in row.name or ours_only(group)
     return svg.Bar(row.name.strip(), row.median, row.p10, row.p90, words, ours)

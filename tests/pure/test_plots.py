@@ -94,8 +94,9 @@ def test_names_and_titles_are_text_whatever_they_hold() -> None:
 
 
 def test_ratios_are_told_beside_the_reference() -> None:
-    drawing = plots.bars([group(row("a", 10.0), row("b", 25.0), reference="a")], "d")
-    assert {"10 ms", "25 ms, x2.5"} <= set(texts_of(drawing))
+    rows = (row("a", 10.0), row("b", 25.0), row("c", 2.5))
+    drawing = plots.bars([group(*rows, reference="a")], "d")
+    assert {"10 ms", "25 ms, x2.5", "2.5 ms, 1/4"} <= set(texts_of(drawing))
 
 
 def test_units_are_drawn_apart() -> None:
