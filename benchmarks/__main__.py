@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = Figures(figures.machine(), figures.now(), figures.commit(HERE))
     print(header(found), flush=True)
     with peers.scratch() as directory:
-        asked = Asked(root_archive(directory, given.rootfs), given.short)
+        asked = Asked(root_archive(directory, given.rootfs, short=given.short), given.short)
         for module in wanted:
             run(module, asked, found, directory)
     found.machine["load_after"] = round(os.getloadavg()[0], 2)
@@ -79,10 +79,11 @@ def header(found: Figures) -> str:
     )
 
 
-def root_archive(directory: Path, given: Path | None) -> Path | None:
-    """The tar to measure with; None: each group makes a small root of busybox."""
+def root_archive(directory: Path, given: Path | None, *, short: bool) -> Path | None:
+    """The tar to measure with; None: each group makes a small root of busybox, as short runs do
+    unless told otherwise. The tree of DOCKPY_DEBIAN_ROOT is packed."""
     tree = os.environ.get("DOCKPY_DEBIAN_ROOT")
-    if given is not None or tree is None:
+    if given is not None or tree is None or short:
         return given and given.resolve()
     target = directory / "debian.tar"
     subprocess.run(["tar", "--numeric-owner", "-C", tree, "-cf", str(target), "."], check=True)

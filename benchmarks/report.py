@@ -5,6 +5,7 @@
 The page has pairs of marks, each on a line of its own; what stands between them is replaced:
 
     <!-- figures: GROUP -->  the tables of that group and its drawing
+    <!-- figures: promises --> each promise beside what the run found
     <!-- figures -->         the run: machine, commit, load, what was not measured
     <!-- end -->             ends either
 
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import promises
 from benchmarks.figures import Figures, Group, NotFigures
 from benchmarks.svg import number
 
@@ -70,6 +72,8 @@ def written(page: str, found: Figures) -> str:
         begin, name, before, end = mark.groups()
         if name is None:
             return f"{begin}{facts(found)}{end}"
+        if name == "promises":
+            return f"{begin}{promises.table(found)}{end}"
         groups = [one for one in found.of(name) if one.rows or one.steps]
         if not groups:
             return f"{begin}{before}{end}"
