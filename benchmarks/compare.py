@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import command_lines, density, execs, peers, runtimes
+from benchmarks import commands, density, execs, peers, runtimes
 from benchmarks.density import memory_of
-from benchmarks.ground import FLOORS, Bench, base_archive, one_start, stop_daemon
+from benchmarks.bench import FLOORS, Bench, base_archive, one_start, stop_daemon
 from benchmarks.samples import Samples
 from dockpy import Config, Streams
 
@@ -139,8 +139,8 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "burst": burst,
     "streams": streams,
     "density": density.density,
-    "cli": command_lines.cli,
-    "clients": command_lines.clients,
+    "cli": commands.cli,
+    "clients": commands.clients,
     "runtimes": runtimes.runtimes,
     "exec": execs.execs,
 }

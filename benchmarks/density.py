@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.ground import FLOORS, Bench, one_start
+from benchmarks.bench import FLOORS, Bench, one_start
 from benchmarks.samples import Samples
 from dockpy import Config, Container
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks import figures, peers
 from benchmarks.figures import group_record
-from benchmarks.ground import base_archive, stop_daemon
+from benchmarks.bench import base_archive, stop_daemon
 from benchmarks.samples import Samples
 
 WARM_UP = 3

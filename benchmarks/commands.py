@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.ground import FLOORS, Bench, stop_daemon
+from benchmarks.bench import FLOORS, Bench, stop_daemon
 from benchmarks.samples import Samples
 
 LOW = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
