@@ -3,68 +3,29 @@ a network namespace of their own.
 
     python -m benchmarks.compare [--short] [--json FILE] [--rootfs TAR] [PART ...]
 
-Parts: start, cli, burst, streams, density. Needs root. A missing peer is named and skipped. The
-exit status is not zero only when a ratio measured in this run is far beyond its promise.
+Parts: start, burst, streams, density, exec, cli. Needs root. A missing peer is named and skipped.
+`benchmarks.plots` draws what `--json` saved. The exit status is not zero only when a ratio measured
+in this run is far beyond its promise.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
-import platform
-import shutil
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.samples import Samples, table
-from dockpy import Config, Runtime, Streams
+from benchmarks.bench import FLOORS, Bench, base_archive, one_start
+from benchmarks.commands import cli, execs
+from benchmarks.samples import Samples
+from dockpy import Config, Streams
 
 LIMIT = 3.0
 """The ratio over the floor at which CI fails; the promise is 2.0, the rest is room for noise."""
-FLOORS = {"none": "net", "bridge": "bridge=flbr"}
-"""What the floor does for each network of ours."""
-
-
-class Bench:
-    """What the parts share: an engine with a `base` image and the floor's program."""
-
-    def __init__(self, directory: Path, rootfs: Path, short: bool) -> None:
-        self.directory = directory
-        self.short = short
-        self.runtime = Runtime(directory / "state", run=directory / "run")
-        with open(rootfs, "rb") as archive:
-            self.image = self.runtime.import_image(archive, "base")
-        self.tree = self.runtime.graph.lower_directories(self.image)[0]
-        self.floor = peers.Floor(directory)
-        self.results: list[dict[str, object]] = []
-        self.failures: list[str] = []
-
-    def show(self, title: str, rows: list[Samples], reference: Samples | None = None) -> None:
-        print(table(title, rows, reference), flush=True)
-        self.results.append({"title": title, "rows": [row.record() for row in rows if row.values]})
-
-
-def one_start(runtime: Runtime, network: str = "bridge", ports: tuple[str, ...] = ()) -> float:
-    """create + start + wait + remove of /bin/true, in milliseconds."""
-    began = time.perf_counter()
-    container = runtime.create(
-        Config(image="base", cmd=("/bin/true",), network_mode=network, port_specs=ports)
-    )
-    container.start()
-    code = container.wait()
-    runtime.destroy(container)
-    took = (time.perf_counter() - began) * 1e3
-    if code != 0:
-        raise RuntimeError(f"/bin/true ended with {code}")
-    return took
 
 
 def start(bench: Bench) -> None:
@@ -226,155 +187,34 @@ def cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def cli(bench: Bench) -> None:
-    """`run --rm base /bin/true` from process start to process end, beside peers."""
-    rounds = 10 if bench.short else 30
-    program = shutil.which("dockpy", path=str(Path(sys.executable).parent))
-    if program is None:
-        print("cli: the dockpy command is not installed beside this Python; skipped")
-        return
-    directory = bench.directory / "cli"
-    directory.mkdir()
-    ours = [program, "--root", str(directory / "state"), "--run", str(directory / "run")]
-    archive = bench.directory / "base.tar"
-    subprocess.run([*ours, "import", str(archive), "base"], check=True, capture_output=True)
-    engines = {"dockpy": ours}
-    with peers.docker(bench.directory, network=True) as docker:
-        podman = peers.podman(bench.directory)
-        for name, command in (("docker", docker), ("podman", podman)):
-            if command is None:
-                print(f"{name}: not installed or does not start here; skipped")
-                continue
-            loaded = subprocess.run(
-                [*command, "import", str(archive), "base"], check=False, capture_output=True
-            )
-            if loaded.returncode != 0:
-                print(f"{name}: {loaded.stderr.decode(errors='replace').strip()[-200:]}; skipped")
-                continue
-            engines[name] = command
-        for network in FLOORS:
-            contestants = {"python -IS": [sys.executable, "-IS", "-c", "pass"]}
-            for name, command in engines.items():
-                # Limits that any host lets it set; its own defaults are higher.
-                low = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
-                options = low if name == "podman" else []
-                words = ["run", "--rm", *options, "--network", network, "base", "/bin/true"]
-                contestants[f"{name} run"] = [*command, *words]
-            rows = {name: Samples(name) for name in contestants}
-            race(contestants, rows, rounds)
-            reference = rows["docker run"] if "docker run" in rows else rows["python -IS"]
-            bench.show(
-                f"run --rm --network {network} base /bin/true, command line",
-                [*rows.values()],
-                reference if reference.values else rows["python -IS"],
-            )
-        clients(bench, ours)
-    stop_daemon(directory / "state")
-
-
-def race(contestants: dict[str, list[str]], rows: dict[str, Samples], rounds: int) -> None:
-    """Time each command in turn; a peer that fails is left out from then on."""
-    for turn in range(rounds + 1):
-        for name, command in [*contestants.items()]:
-            try:
-                took = peers.wall(command)
-            except RuntimeError as error:
-                if name.startswith(("dockpy", "python")):
-                    raise
-                print(f"{name}: {error}; skipped from here on")
-                del contestants[name]
-                continue
-            if turn:
-                rows[name].values.append(took)
-
-
-def clients(bench: Bench, ours: list[str]) -> None:
-    """`run --rm` a second from 8 clients at once, on the bridge."""
-    each = 10 if bench.short else 50
-    command = [*ours, "run", "--rm", "base", "/bin/true"]
-    began = time.perf_counter()
-
-    def work() -> None:
-        for _ in range(each):
-            subprocess.run(command, check=True)
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    rate = 8 * each / (time.perf_counter() - began)
-    bench.show("dockpy run --rm a second, bridge", [Samples("8 clients", [rate], "/s")])
-
-
-def stop_daemon(root: Path) -> None:
-    """End the daemon that the client started, by its pid."""
-    lock = root / "lock"
-    if not lock.exists():
-        return
-    pid = int(lock.read_text())
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)  # ours: an engine makes its process a subreaper
-        time.sleep(0.05)
-
-
 PARTS: dict[str, Callable[[Bench], None]] = {
     "start": start,
     "burst": burst,
     "streams": streams,
     "density": density,
+    "exec": execs,
     "cli": cli,
 }
-
-
-def base_archive(directory: Path, given: str | None) -> Path:
-    """The root file system to measure with: a given tar, or a small one of busybox."""
-    target = directory / "base.tar"
-    tree = directory / "tree"
-    tree.mkdir()
-    source = Path(__file__).with_name("lines.c")
-    subprocess.run(["cc", "-O2", "-static", "-o", str(tree / "lines"), str(source)], check=True)
-    if given is not None:
-        shutil.copyfile(given, target)
-        subprocess.run(["tar", "-C", str(tree), "-rf", str(target), "./lines"], check=True)
-        return target
-    for name in ("bin", "dev", "proc", "sys", "etc", "tmp"):
-        (tree / name).mkdir(parents=True)
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise SystemExit("compare: install busybox-static, or give --rootfs a tar")
-    shutil.copy(busybox, tree / "bin" / "busybox")
-    for applet in ("true", "sh", "sleep", "cat"):
-        (tree / "bin" / applet).symlink_to("busybox")
-    (tree / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
-    subprocess.run(["tar", "-C", str(tree), "-cf", str(target), "."], check=True)
-    return target
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--rootfs")
     options = parser.parse_args()
     peers.own_network()
-    print(
-        f"Linux {platform.release()}, {os.cpu_count()} cpus, load {os.getloadavg()[0]:.2f}, "
-        f"Python {platform.python_version()}"
-    )
     with peers.scratch() as directory:
         bench = Bench(directory, base_archive(directory, options.rootfs), options.short)
+        print(", ".join(f"{key} {value}" for key, value in bench.machine.items()), flush=True)
         try:
             for name in options.parts or PARTS:
                 PARTS[name](bench)
         finally:
             bench.runtime.close()
-    if options.json:
-        Path(options.json).write_text(json.dumps(bench.results, indent=1))
+            if options.json:
+                bench.save(options.json)
     for failure in bench.failures:
         print(f"too slow: {failure}")
     return 1 if bench.failures else 0

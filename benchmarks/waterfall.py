@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.compare import base_archive, stop_daemon
+from benchmarks.bench import base_archive
+from benchmarks.commands import stop_daemon
 
 LINE = re.compile(r" *([0-9.]+) +([0-9.]+)  (\w+) +(.*)")
 WARM_UP = 3
