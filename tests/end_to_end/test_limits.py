@@ -8,6 +8,7 @@ import pytest
 
 from dockpy.places import cgroup_name
 from end_to_end.client import Client
+from end_to_end.daemon import Daemon
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
@@ -105,8 +106,10 @@ def test_limits_of_one_container_are_not_anothers(dockpy: Client) -> None:
 
 
 @pytest.mark.needs("cgroup_v1")
-def test_a_program_sees_its_own_v1_groups_and_no_others_when_asked_for(dockpy: Client) -> None:
-    """As Java, Go and .NET look for them: by mountinfo and /proc/self/cgroup."""
+def test_a_program_sees_its_own_v1_groups_and_no_others_when_asked_for(own_daemon: Daemon) -> None:
+    """As Java, Go and .NET look for them: by mountinfo and /proc/self/cgroup. The engine's groups
+    in hierarchies it has not used before stay as long as it, so it has an engine of its own."""
+    dockpy = own_daemon.client
     script = (
         "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpuset/cpuset.cpus; "
         "ls /sys/fs/cgroup; find /sys/fs/cgroup -mindepth 2 -type d; "
