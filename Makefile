@@ -1,24 +1,27 @@
-# What a person types; each target is one command that also runs by hand.
-#
-#   make bench [ROOTFS=tar] [JSON=file] [GROUPS="start cli"]    beside every installed peer: docs/performance.md
-#   make figures JSON=file                                      tables and plots of docs/performance.md from it
+# Names for what is done often; each is one command that can be typed without make as well.
+python := .venv/bin/python
+rootfs ?=
+groups ?=
+run := benchmarks/saved/run.json
 
-JSON ?= benchmarks/saved/last.json
-python := .venv/user/bin/python
+.PHONY: all check ci bench figures
 
-.PHONY: check quick ci bench figures
+all:
+	./check build
+
 check:
 	./check
-
-quick:
-	./check --quick
 
 ci:
 	.ci/run
 
+# All comparisons in one quiet run, as root; then the tables and drawings of docs/performance.md.
+# `make bench rootfs=TAR` measures with that root file system; `groups="start cli"` runs only these.
 bench:
 	./check install
-	$(python) -m benchmarks $(if $(ROOTFS),--rootfs $(ROOTFS)) --json $(JSON) $(GROUPS)
+	.venv/user/bin/python -m benchmarks --json $(run) $(if $(rootfs),--rootfs $(rootfs)) $(groups)
+	$(MAKE) figures
 
+# The same tables and drawings from the run that is saved.
 figures:
-	.venv/bin/python -m benchmarks.plots $(JSON) --to docs/plots --into docs/performance.md
+	$(python) -m benchmarks.plots $(run) --to docs/plots --into docs/performance.md

@@ -25,7 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.compare import base_archive, memory_of, one_start
+from benchmarks.bench import base_archive, one_start
+from benchmarks.compare import memory_of
 from dockpy import Runtime
 
 WARM = 200

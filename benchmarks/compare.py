@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import commands, density, execs, peers, runtimes
-from benchmarks.density import memory_of
 from benchmarks.bench import FLOORS, Bench, base_archive, one_start, stop_daemon
+from benchmarks.density import memory_of
 from benchmarks.samples import Samples
 from dockpy import Config, Streams
 

@@ -8,8 +8,8 @@ import subprocess
 import time
 
 from benchmarks import peers
-from benchmarks.commands import LOW, engines
 from benchmarks.bench import Bench
+from benchmarks.commands import LOW, engines
 from benchmarks.samples import Samples
 from dockpy import Config, Container
 from dockpy.model import Exec

@@ -115,7 +115,10 @@ class Figures:
         return [one for one in self.groups if one.name == name]
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        """One line for all about the run, and one for each group."""
+        about = {"format": FORMAT, **asdict(self)}
+        groups = ",\n".join(json.dumps(one) for one in about.pop("groups"))
+        path.write_text(f'{json.dumps(about)[:-1]},\n"groups": [\n{groups}\n]}}\n')
 
     @classmethod
     def read(cls, path: Path) -> Figures:

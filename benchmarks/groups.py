@@ -78,7 +78,7 @@ GROUPS = (
         "images",
         "import, diff, commit, export",
         "benchmarks.images",
-        _rooted("--rootfs", "--rounds 3 --files 5000 --deleted 500", "--rounds 1 --files 1000"),
+        _rooted("--rootfs", "--rounds 2 --files 5000 --deleted 500", "--rounds 1 --files 1000"),
     ),
     Module(
         "pull",

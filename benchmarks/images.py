@@ -198,6 +198,7 @@ def exports(bench: Bench, ours: Ours, found: dict[str, list[str]]) -> None:
     tree = bench.fresh("tree")
     tree.mkdir()
     ours.export(["tar", "--numeric-owner", "--xattrs", "-xp", "-C", str(tree)])
+    os.sync()  # every engine's container has just written its files
     contestants = {
         "tar -c": Contestant(partial(shell, f"tar --numeric-owner -C {tree} -c . | cat")),
         "dockpy export": Contestant(ours.export),

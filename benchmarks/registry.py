@@ -1,7 +1,7 @@
 """Pulling and pushing an image beside docker and podman, through a registry on loopback.
 
     python -m benchmarks.registry --root TAR [--layers N] [--rounds N] [--only NAME ...] [--no-push]
-                                  [--command DOCKPY]
+                                  [--command DOCKPY] [--own-ext4 GIB]
 
 The image has N layers, each the archive of a root file system under a directory of its own, gzip
 level 6 as docker makes them. The registry is Debian's docker-registry. Contestants take turns in
@@ -13,7 +13,8 @@ packed and compressed as docker does it. `everything present` is a pull right af
 `the registry's two answers` are what it asks for, asked by this program. Processor seconds are
 those of client and daemon together, without the registry's: neighbours do not change them much. The
 memory is the daemon's VmHWM above idle. `--command`: an installed dockpy, for the client's side;
-`python -m dockpy` else. Needs root.
+`python -m dockpy` else. `--own-ext4`: on a new file system in a file, where nothing was ever
+deleted. Needs root.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.images import own_ext4
 from benchmarks.peers import docker, podman, scratch, wall
 from benchmarks.processors import spent
 from benchmarks.samples import Samples, table
@@ -150,7 +152,7 @@ class Dockpy:
         self.environment = {
             **os.environ,
             "DOCKPY_ROOT": str(self.root),
-            "DOCKPY_RUN": f"/dev/shm/{directory.name}",
+            "DOCKPY_RUN": f"/dev/shm/dockpy-bench-{os.getpid()}",
             "PYTHONPATH": str(SOURCE),
         }
         sources = [sys.executable, "-m", "dockpy"]
@@ -236,6 +238,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--no-push", action="store_true")
     parser.add_argument("--command", help="an installed dockpy")
+    parser.add_argument("--own-ext4", type=int, default=0, metavar="GIB", help="see images")
     options = parser.parse_args()
     pulls: dict[str, Samples] = {}
     pushes: dict[str, Samples] = {}
@@ -245,6 +248,7 @@ def main() -> None:
     pulled_peak = 0
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(scratch())
+        place = stack.enter_context(own_ext4(place, options.own_ext4))
         host, served_by = stack.enter_context(registry(place / "registry"))
         for serial in range(options.rounds):
             layout = place / f"layout{serial}"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
-from benchmarks.commands import engines, run_words
 from benchmarks.bench import FLOORS, Bench, one_start
+from benchmarks.commands import engines, run_words
 from benchmarks.samples import Samples
 
 OCI = ("runc", "crun")

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import figures, peers
-from benchmarks.figures import group_record
 from benchmarks.bench import base_archive, stop_daemon
+from benchmarks.figures import group_record
 from benchmarks.samples import Samples
 
 WARM_UP = 3

@@ -268,7 +268,10 @@ class Assembler:
             shm_size=config.shm_size,
             devices=device_nodes(config),
             init_slot=slot(self._init_program()) if config.init else None,
-            mount_cgroup=self._cgroups.kind == "v2",
+            mount_cgroup=self._cgroups.kind == "v2" or config.cgroup_view,
+            cgroup_binds=tuple((slot(tree), name) for name, tree in view_of(pile, cgroup))
+            if config.cgroup_view and self._cgroups.kind != "v2"
+            else (),
         )
         plan = start_plan(spec)
         packed = plan.pack()
@@ -372,6 +375,13 @@ def clone_source(pile: Pile, bind: Bind) -> tuple[int, bool]:
         mounts.clone_tree(source, recursive=bind.recursive, read_only=bind.read_only),
         is_directory,
     )
+
+
+def view_of(pile: Pile, cgroup: Cgroup) -> Iterable[tuple[str, int]]:
+    """A container's own v1 groups: name and detached, read-only mount of each."""
+    opened = [(name, pile.add(directory)) for name, directory in cgroup.open_view()]
+    for name, directory in opened:
+        yield name, pile.add(mounts.clone_tree(directory, recursive=False, read_only=True))
 
 
 def log_size(site: Site) -> int:

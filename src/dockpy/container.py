@@ -34,6 +34,7 @@ from dockpy.settings import command
 from dockpy.signals import exit_code, parse_signal
 from dockpy.supervision import Attachment, Run, Streams, root_of
 from dockpy.trace import OFF, Trace
+from dockpy.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,18 @@ class Record:
     config: Config
     image_id: str
     image_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A container's files. `directory`: a descriptor of its root directory.
+
+    `wanted`: a descriptor that becomes readable once others wait for these files to be let go of;
+    -1: nobody will.
+    """
+
+    directory: int
+    wanted: int
 
 
 class Engine(Protocol):
@@ -97,7 +110,7 @@ class Container:
         self._engine = engine
         self.record = record
         self._state = state
-        self._moves = threading.RLock()
+        self._moves = Turns()
         self._lock = threading.Lock()
         self._run: Run | None = None
         self._waiters: list[threading.Lock] = []
@@ -179,6 +192,7 @@ class Container:
             if self._state.status in (Status.REMOVING, Status.DEAD):
                 raise Conflict(f"container {self.name} is being removed")
             self.released.wait()
+            self._moves.alone()
             streams = [*attach, *self._own_streams()]
             try:
                 run, attachments = self._engine.launch(self, streams, trace)
@@ -339,12 +353,18 @@ class Container:
 
         Conflict when it is being removed.
         """
-        with self._moves:
-            if self._state.status in (Status.REMOVING, Status.DEAD):
-                raise Conflict(f"container {self.name} is being removed")
+        with self._held():
             run = self._run if self._state.running else None
             with self._engine.frozen(run) if pause and run is not None else nullcontext():
                 yield
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
+        """No other move meanwhile; see `Turns.held`. Conflict when it is being removed."""
+        with self._moves.held() as wanted:
+            if self._state.status in (Status.REMOVING, Status.DEAD):
+                raise Conflict(f"container {self.name} is being removed")
+            yield wanted
 
     def changes(self) -> list[Change]:
         """What it added, changed and deleted, sorted by path. Exact when it does not run."""
@@ -381,26 +401,34 @@ class Container:
         return packed
 
     @contextmanager
-    def root(self, *, writable: bool) -> Iterator[int]:
-        """A descriptor of its root directory: with what is mounted in it while it runs.
+    def root(self, *, writable: bool) -> Iterator[Root]:
+        """Its root directory: with what is mounted in it while it runs.
 
-        While it is written to it is neither started nor removed. Who reads may take for ever, so
-        that holds nobody up. Conflict when it is being removed, or was while it was read.
+        While it is written to it is neither started nor removed. Who reads it as it runs holds up
+        the next start, for the root stays mounted as long; nothing else. `Root.wanted` tells who
+        might wait for ever. Conflict when it is being removed, or was while it was read.
         """
         upper, work = self.directory / "upper", self.directory / "work"
         with contextlib.ExitStack() as opened:
             if writable:
-                opened.enter_context(self.steady(pause=False))
-            view = self._running_root()
-            if view is None and writable:
-                self.released.wait()  # two mounts must not write to one upper
-                opened.enter_context(self._engine.writing(self))
-                view = overlay(self._engine.lowers_of(self), upper, work, volatile=False)
-            elif view is None:
-                self._check_files()
-                view = overlay_view([upper, *self._engine.lowers_of(self)])
+                wanted = opened.enter_context(self._held())
+                view = self._running_root()
+                if view is None:
+                    self.released.wait()
+                    self._moves.alone()  # two mounts must not write to one upper
+                    opened.enter_context(self._engine.writing(self))
+                    view = overlay(self._engine.lowers_of(self), upper, work, volatile=False)
+            else:
+                sharing = opened.enter_context(contextlib.ExitStack())
+                wanted = sharing.enter_context(self._moves.shared())
+                view = self._running_root()
+                if view is None:
+                    sharing.close()
+                    wanted = -1
+                    self._check_files()
+                    view = overlay_view([upper, *self._engine.lowers_of(self)])
             opened.callback(os.close, view)
-            yield view
+            yield Root(view, wanted)
             self._check_files()
 
     def _running_root(self) -> int | None:

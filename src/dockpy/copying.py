@@ -21,10 +21,10 @@ from typing import BinaryIO, cast
 
 from dockpy._below import remove_tree
 from dockpy.archive import extract_into
-from dockpy.errors import DockpyError, RequestError
+from dockpy.errors import DockpyError, KernelError, RequestError
 from dockpy.mounts import open_in_root
 from dockpy.packing import pack_path, pack_tree
-from dockpy.stoppable import StoppableSource
+from dockpy.stoppable import StoppableSource, move
 
 PIPE_SIZE = 1 << 20
 """Bytes; one process's fair share of pipes (fcntl(2), F_SETPIPE_SZ)."""
@@ -38,12 +38,15 @@ class Side:
     """A path below a root directory, and what errors call it.
 
     `rights`: a context in which a thread has the rights of whoever may read and write there.
+    `wanted`: a descriptor that is readable once others wait until this copy is over; one that
+    waits for a client's bytes is then given up, see `dockpy.stoppable`. -1: nobody will.
     """
 
     root: int
     path: str
     label: str
     rights: Callable[[], AbstractContextManager[None]] = nullcontext
+    wanted: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +101,36 @@ def copy(
             raise
 
 
-def copy_out(source: Side, out: int, *, follow: bool = False) -> None:
-    """Write a file or a directory as tar to a descriptor, under its own name. Blocks."""
+def copy_out(source: Side, out: int, *, follow: bool = False, stop: int = -1) -> None:
+    """Write a file or a directory as tar to a descriptor, under its own name. Blocks.
+
+    Raises RequestError; KernelError, of EPIPE when nobody reads it. When somebody may want the
+    source it is read by a thread of its own, which ends whether or not `out` takes its bytes:
+    Conflict, or Cancelled by `stop`.
+    """
     with ExitStack() as opened, source.rights():
         found = source_of(opened, source, follow=follow)
-        pack(found, "" if found.contents else found.name, out)
+
+        def write(to: int) -> None:
+            pack(found, "" if found.contents else found.name, to)
+
+        if source.wanted < 0:
+            write(out)
+            return
+        try:
+            with packed(write) as pipe:
+                assert isinstance(pipe, int)
+                move(pipe, out, stop=stop, wanted=source.wanted)
+        except OSError as refusal:
+            if isinstance(refusal, KernelError):
+                raise
+            raise KernelError("write archive", refusal.errno or 0) from refusal
 
 
 def copy_in(source: BinaryIO | int, target: Side, *, owner: Owner = None) -> None:
     """Unpack a tar stream into a directory that is there. Blocks as `source` does."""
+    if isinstance(source, StoppableSource):
+        source = cast("BinaryIO", source.giving_way(target.wanted))
     with ExitStack() as opened, target.rights():
         found = find(opened, target, follow=True)
         if not found.mode:
@@ -262,7 +286,7 @@ def packed(write: Callable[[int], object], stop: int = -1) -> Iterator[BinaryIO 
         finally:
             os.close(reader)
             packing.join()
-    except DockpyError:
+    except (DockpyError, OSError):
         raise_first(failures)  # a torn stream is what the reader saw of it
         raise
     raise_first(failures)

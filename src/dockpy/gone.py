@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 from dockpy.records import write
@@ -18,11 +19,12 @@ REMEMBERED = 1000
 
 
 class Gone:
-    """The exit codes of the containers that were removed last. For one thread at a time."""
+    """The exit codes of the containers that were removed last. Thread-safe."""
 
     def __init__(self, run: Path) -> None:
         """Read what an earlier engine remembered; lines that make no sense are left out."""
         self._path = run / "gone"
+        self._lock = threading.Lock()
         self._codes: dict[str, int] = {}
         self._lines = 0
         with contextlib.suppress(FileNotFoundError):
@@ -38,10 +40,10 @@ class Gone:
 
     def remember(self, identifier: str, code: int) -> None:
         """Forgets the oldest when there are too many. On a full disk only this engine knows it."""
-        self._codes[identifier] = code
-        while len(self._codes) > REMEMBERED:
-            self._codes.pop(next(iter(self._codes)))
-        with contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
+            self._codes[identifier] = code
+            while len(self._codes) > REMEMBERED:
+                del self._codes[next(iter(self._codes))]
             self._lines += 1
             if self._lines > 8 * REMEMBERED:
                 self._write()

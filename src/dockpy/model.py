@@ -130,6 +130,8 @@ class Config:
     dns_options: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     init: bool = False
+    cgroup_view: bool = False
+    """Its own cgroups at /sys/fs/cgroup, read-only, on cgroup v1 too; on pure v2 always so."""
     auto_remove: bool = False
     detach_keys: str = ""
     log_max_size: int = 0

@@ -256,9 +256,8 @@ def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
 
 def init_program() -> int:
     """A sealed memfd of the static init, which reaps and passes signals on as PID 1."""
-    source = Path(__file__).with_name("_init")
+    view = memoryview(Path(__file__).with_name("_init").read_bytes())
     program = os.memfd_create("init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(source.read_bytes())
     while view:
         view = view[os.write(program, view) :]
     os.fchmod(program, 0o555)

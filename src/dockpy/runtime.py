@@ -797,8 +797,8 @@ class Runtime:
             if container is None:
                 self._end_unknown(run)
             else:
+                self._adopt_network(container)  # before its end can be learnt, which gives it back
                 container.adopt(run)
-                self._adopt_network(container)
         self._settle_networks()
         for name in self.cgroups.names():
             if name not in running:

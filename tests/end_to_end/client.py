@@ -106,13 +106,17 @@ class Client:
 
     @contextlib.contextmanager
     def started(
-        self, *argv: str, stdin: int = subprocess.DEVNULL, **options: object
+        self,
+        *argv: str,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        **options: object,
     ) -> Iterator[subprocess.Popen[bytes]]:
         """A client that goes on; killed at the end if it still does."""
         process = subprocess.Popen(  # type: ignore[call-overload]
             [*self.command, *argv],
             stdin=stdin,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             env=self.environment,
             **options,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import socket
+import struct
 import subprocess
 import tarfile
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,3 +190,96 @@ def test_what_was_copied_into_a_stopped_container_is_there_when_it_starts(
     assert dockpy("start", "-a", "box").out == "before the start"
     assert dockpy.ok("diff", "box").out == "C /tmp\nA /tmp/a\n"
     dockpy.remove_all()
+
+
+SILENT = "given up in the middle"
+
+
+@pytest.mark.parametrize("verb", [("start",), ("rm", "-f")], ids=lambda one: one[0])
+def test_a_silent_stream_into_a_container_holds_nobody_up(
+    box: Client, verb: tuple[str, ...]
+) -> None:
+    verb = ("restart", "-t", "0") if verb == ("start",) and runs(box) else verb
+    reader, writer = os.pipe()
+    with box.started("cp", "-", "box:/tmp", stdin=reader) as copy:
+        os.close(reader)
+        os.write(writer, bytes(512))
+        eventually(lambda: pending(writer) == 0, "the stream is read")
+        box.ok(*verb, "box")
+        assert copy.wait(20) == 1
+        assert copy.stderr is not None
+        told = copy.stderr.read().decode()
+        assert SILENT in told
+        assert told.count("\n") == 1
+    os.close(writer)
+
+
+def test_a_stream_that_flows_is_waited_for(dockpy: Client, tmp_path: Path) -> None:
+    dockpy.ok("create", "--name", "box", "base", "cat", "/tmp/late")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as packed:
+        member = tarfile.TarInfo("late")
+        member.size = 12
+        packed.addfile(member, io.BytesIO(b"came in time"))
+    content = stream.getvalue()
+    reader, writer = os.pipe()
+    with dockpy.started("cp", "-", "box:/tmp", stdin=reader) as copy:
+        os.close(reader)
+        os.write(writer, content[:256])
+        eventually(lambda: pending(writer) == 0, "the stream is read")
+        with dockpy.started("start", "-a", "box") as start:
+            for place in range(256, 1024, 256):
+                time.sleep(0.2)
+                os.write(writer, content[place : place + 256])
+            assert start.poll() is None
+            os.write(writer, content[1024:])
+            os.close(writer)
+            assert copy.wait(20) == 0
+            assert start.communicate(timeout=20)[0] == b"came in time"
+
+
+@pytest.fixture
+def wide(dockpy: Client) -> Client:
+    """A client with a container `box` that runs and has more in /w than pipes hold."""
+    script = "mkdir /w; dd if=/dev/zero of=/w/z bs=1M count=16; touch /ready; exec sleep 1000"
+    dockpy.ok("run", "-d", "--name", "box", "base", "sh", "-c", script)
+    eventually(lambda: dockpy("exec", "box", "test", "-e", "/ready").code == 0, "it is ready")
+    return dockpy
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_root_that_nobody_reads_on_is_let_go_of_before_the_next_start(
+    wide: Client, kind: str
+) -> None:
+    ours, theirs = os.pipe() if kind == "pipe" else (s.detach() for s in socket.socketpair())
+    with wide.started("cp", "box:/w", "-", stdout=theirs) as copy:
+        os.close(theirs)
+        assert os.read(ours, 512)
+        wide.ok("kill", "box")
+        wide.ok("start", "box")
+        assert copy.wait(20) == 1
+        assert copy.stderr is not None
+        assert SILENT in copy.stderr.read().decode()
+    os.close(ours)
+
+
+def test_a_root_that_is_read_on_is_waited_for(wide: Client) -> None:
+    with wide.started("cp", "box:/w", "-") as copy:
+        assert copy.stdout is not None
+        begin = copy.stdout.read(512)
+        wide.ok("kill", "box")
+        with wide.started("start", "box") as start:
+            whole = begin + copy.stdout.read()
+            assert copy.wait(20) == 0
+            assert start.wait(20) == 0
+    with tarfile.open(fileobj=io.BytesIO(whole)) as packed:
+        assert [(one.name, one.size) for one in packed] == [("w", 0), ("w/z", 16 << 20)]
+
+
+def runs(client: Client) -> bool:
+    return client.field("box", "{{.State.Running}}") == "true"
+
+
+def pending(pipe: int) -> int:
+    """Bytes in a pipe that nobody has read."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])

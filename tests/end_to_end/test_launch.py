@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from dockpy.api import launch
-from end_to_end.client import Client
+from dockpy.api.groups import inhabited, outermost
+from end_to_end.client import Client, eventually
 from end_to_end.daemon import Daemon
 from end_to_end.door import LONG, client_without_daemon, served, serving_lines
 
@@ -93,7 +94,7 @@ def test_a_daemon_that_breaks_is_told_and_not_started_again(
 ) -> None:
     package = tmp_path / "dockpy" / "api"
     package.mkdir(parents=True)
-    for name in ("client", "wire", "launch"):
+    for name in ("client", "wire", "launch", "groups"):
         shutil.copy(Path(launch.__file__).with_name(f"{name}.py"), package)
     for directory in (package, package.parent):
         (directory / "__init__.py").touch()
@@ -188,3 +189,94 @@ def test_a_refused_second_daemon_ends_with_the_code_that_the_launch_knows(daemon
         expected = f"{daemon.client.root} is in use by the dockpy engine with pid"
         assert (refused.code, refused.out) == (launch.LOCKED, "")
         assert refused.err == f"dockpy: {expected} {daemon.process.pid}\n"
+
+
+@contextlib.contextmanager
+def cell() -> Iterator[tuple[list[Path], Callable[[], None]]]:
+    """A group of the test's own in every hierarchy, and what moves a process into them."""
+    tops = [
+        directory for directory, _ in outermost(Path("/proc/self/mountinfo").read_text()).values()
+    ]
+    cells = [Path(top, f"cell-{os.getpid()}") for top in tops]
+
+    def enter() -> None:
+        for one in cells:
+            (one / "cgroup.procs").write_text("0")
+
+    with contextlib.ExitStack() as undo:
+        for one in cells:
+            one.mkdir()
+            undo.callback(one.rmdir)
+            if (one / "cpuset.cpus").exists():
+                for file in ("cpuset.cpus", "cpuset.mems"):
+                    (one / file).write_text((one.parent / file).read_text())
+        undo.callback(
+            eventually, lambda: not any(members(one) for one in cells), "the groups are empty"
+        )
+        yield cells, enter
+
+
+def members(group: Path) -> list[str]:
+    return (group / "cgroup.procs").read_text().split()
+
+
+@pytest.mark.needs("cgroup_kill", "overlay", "busybox")
+def test_a_daemon_that_a_client_started_outlives_the_clients_cgroup(
+    real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path
+) -> None:
+    with client_without_daemon(real_tmp, short_run()) as client, cell() as (cells, enter):
+        with client.started("events-of-nobody", preexec_fn=enter) as first:
+            assert first.wait(LONG) != 0  # no such command, said by the daemon
+        pid = int((client.root / "lock").read_text())
+        client.ok("import", str(tiny_archive), "base")
+        client.detached("--name", "box", "base", "sleep", "1000")
+        assert [members(one) for one in cells] == [[] for _ in cells]
+        places = inhabited(Path(f"/proc/{pid}/cgroup").read_text())
+        assert set(places.values()) == {"/"}
+        with client.started("attach", "box", preexec_fn=enter) as second:
+            (killing,) = [one / "cgroup.kill" for one in cells if (one / "cgroup.kill").exists()]
+            eventually(lambda: members(killing.parent), "the client is there")
+            killing.write_text("1")
+            assert second.wait(LONG) == -signal.SIGKILL
+        assert client.field("box", "{{.State.Status}}") == "running"
+        assert int((client.root / "lock").read_text()) == pid
+        assert len(serving_lines(client)) == 1
+
+
+@pytest.mark.needs("cgroup_v2")
+def test_a_daemon_that_was_started_by_hand_stays_in_its_cgroup(
+    real_tmp: Path, short_run: Callable[[], Path]
+) -> None:
+    with (
+        client_without_daemon(real_tmp, short_run()) as client,
+        cell() as (cells, enter),
+        client.started("daemon", preexec_fn=enter) as daemon,
+    ):
+        eventually((client.run_directory / "dockpy.sock").exists, "it serves")
+        client.ok("ps")
+        assert all(str(daemon.pid) in members(one) for one in cells)
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(LONG) == 0
+
+
+MOUNTS = """\
+22 1 0:20 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+23 22 0:21 /job /elsewhere rw shared:1 - cgroup cgroup rw,cpu,cpuacct
+24 22 0:21 / /sys/fs/cgroup/cpu,cpuacct rw shared:1 - cgroup cgroup rw,cpu,cpuacct
+25 22 0:22 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/x,name=systemd
+26 22 0:23 / /sys/fs/cgroup/pids ro - cgroup cgroup rw,pids
+27 22 0:24 / /sys/fs/cgroup/uni\\040fied rw - cgroup2 cgroup2 rw,nsdelegate
+"""
+
+
+def test_the_outermost_group_of_each_hierarchy_is_found_in_the_mount_table() -> None:
+    assert outermost(MOUNTS) == {
+        frozenset({"cpu", "cpuacct"}): ("/sys/fs/cgroup/cpu,cpuacct", "/"),
+        frozenset({"name=systemd"}): ("/sys/fs/cgroup/systemd", "/"),
+        frozenset(): ("/sys/fs/cgroup/uni fied", "/"),
+    }
+    assert inhabited("4:cpu,cpuacct:/a:b\n1:name=systemd:/\n0::/c\n") == {
+        frozenset({"cpu", "cpuacct"}): "/a:b",
+        frozenset({"name=systemd"}): "/",
+        frozenset(): "/c",
+    }

@@ -8,6 +8,7 @@ import pytest
 
 from dockpy.places import cgroup_name
 from end_to_end.client import Client
+from end_to_end.daemon import Daemon
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
 
@@ -102,3 +103,30 @@ def test_limits_of_one_container_are_not_anothers(dockpy: Client) -> None:
     plain = dockpy("run", "--rm", "base", "sh", "-c", script)
     assert limited.out == "64\n"
     assert plain.out != "64\n"
+
+
+@pytest.mark.needs("cgroup_v1")
+def test_a_program_sees_its_own_v1_groups_and_no_others_when_asked_for(own_daemon: Daemon) -> None:
+    """As Java, Go and .NET look for them: by mountinfo and /proc/self/cgroup. The engine's groups
+    in hierarchies it has not used before stay as long as it, so it has an engine of its own."""
+    dockpy = own_daemon.client
+    script = (
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpuset/cpuset.cpus; "
+        "ls /sys/fs/cgroup; find /sys/fs/cgroup -mindepth 2 -type d; "
+        "grep cgroup /proc/self/mountinfo; grep memory: /proc/self/cgroup; "
+        "mkdir /sys/fs/cgroup/memory/x; echo -1 > /sys/fs/cgroup/memory/memory.limit_in_bytes"
+    )
+    argv = ("run", "--rm", "-m", "64m", "--cgroup-view", "base", "sh", "-c", script)
+    shown = dockpy(*argv)
+    assert shown.lines[0] == str(64 << 20)
+    assert shown.lines[1] == Path("/sys/fs/cgroup/cpuset/cpuset.cpus").read_text().strip()
+    for name in ("memory", "cpu", "cpuacct", "cpuset"):
+        assert any(name in line.split(",") for line in shown.lines[2:8])
+    assert not [line for line in shown.lines if line.startswith("/sys/fs")]
+    memory = next(line.split() for line in shown.lines if " /sys/fs/cgroup/memory " in line)
+    assert memory[3] == "/"
+    assert "ro" in memory[5].split(",")
+    assert shown.lines[-1].endswith("memory:/")
+    assert shown.err.count("Read-only file system") == 2
+    plain = dockpy.ok("run", "--rm", "base", "ls", "/sys/fs/cgroup")
+    assert plain.out == ""

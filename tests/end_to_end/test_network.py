@@ -161,6 +161,24 @@ def test_a_killed_daemon_loses_no_connection_and_its_successor_knows_every_port(
         socket.create_connection(("127.0.0.1", 18095), patient(2))
 
 
+def test_ports_and_bridges_of_what_ended_without_an_engine_are_given_back(
+    own_daemon: Daemon,
+) -> None:
+    client = own_daemon.client
+    client.ok("run", "-d", "--name", "short", "-p", "18096:80", "base", "sleep", "0.5")
+    own_daemon.stop(signal.SIGKILL)
+    time.sleep(1)
+    own_daemon.start()
+    eventually(lambda: client.field("short", "{{.State.Running}}") == "false", "its end is learnt")
+    assert client.ok("run", "--rm", "-p", "18096:80", "base", "echo", "free").out == "free\n"
+    told = json.loads(client.ok("network", "inspect", "bridge").out)
+    bridge = told[0]["Options"]["com.docker.network.bridge.name"]
+    assert bridge in [name for _, name in socket.if_nameindex()]
+    client.remove_all()
+    own_daemon.stop()
+    assert bridge not in [name for _, name in socket.if_nameindex()]
+
+
 def connected(address: str, port: int) -> socket.socket:
     deadline = time.monotonic() + patient(5)
     while True:

@@ -27,7 +27,7 @@ import os, signal, sys
 from dockpy import Runtime
 runtime = Runtime(sys.argv[1], run=sys.argv[2], supervisors=1)
 with runtime.get(sys.argv[3]).root(writable=True) as root:
-    os.mkdir("late", dir_fd=root)
+    os.mkdir("late", dir_fd=root.directory)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -78,7 +78,7 @@ def ended(runtime: Runtime, code: int, name: str = "box") -> Container:
 
 def write_into(container: Container, name: str) -> None:
     with container.root(writable=True) as root:
-        os.mkdir(name, dir_fd=root)
+        os.mkdir(name, dir_fd=root.directory)
 
 
 def test_a_copy_into_a_container_is_no_run_to_the_next_engine(place: Place) -> None:
@@ -131,9 +131,9 @@ def test_a_copy_into_a_container_that_just_ended_waits_for_its_root_to_be_free(
             container.wait(patient(20))
             with container.root(writable=True) as root:
                 assert container.released.is_set()
-                os.mkdir(f"d{number}", dir_fd=root)
+                os.mkdir(f"d{number}", dir_fd=root.directory)
         with container.root(writable=False) as root:
-            assert {f"d{number}" for number in range(5)} <= names(root)
+            assert {f"d{number}" for number in range(5)} <= names(root.directory)
 
 
 def names(root: int) -> set[str]:

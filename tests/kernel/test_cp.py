@@ -286,7 +286,7 @@ def test_who_reads_slowly_holds_nobody_up_and_learns_of_a_removal(
     def read() -> None:
         try:
             with container.root(writable=False) as root:
-                copy_out(Side(root, "/bin", "c"), writer)
+                copy_out(Side(root.directory, "/bin", "c"), writer)
         except BaseException as failure:
             failures.append(failure)
         finally:

@@ -102,18 +102,18 @@ def host(path: Path) -> Iterator[Side]:
 
 def bring_out(container: Container, path: str, target: Path, *, follow: bool = False) -> None:
     with container.root(writable=False) as root, host(target) as there:
-        copying.copy(Side(root, path, path), there, follow=follow, owner=(0, 0))
+        copying.copy(Side(root.directory, path, path), there, follow=follow, owner=(0, 0))
 
 
 def bring_in(container: Container, source: Path, path: str) -> None:
     with container.root(writable=True) as root, host(source) as here:
-        copying.copy(here, Side(root, path, path), owner=(0, 0))
+        copying.copy(here, Side(root.directory, path, path), owner=(0, 0))
 
 
 def streamed(container: Container, path: str, *, follow: bool = False) -> dict[str, bytes]:
     """The regular files in a copy as a stream."""
     with container.root(writable=False) as root, open(os.memfd_create("tar"), "w+b") as out:
-        copying.copy_out(Side(root, path, path), out.fileno(), follow=follow)
+        copying.copy_out(Side(root.directory, path, path), out.fileno(), follow=follow)
         out.seek(0)
         with tarfile.open(fileobj=out) as archive:
             files = [one for one in archive if one.isreg()]
@@ -333,7 +333,7 @@ def put(container: Container, data: bytes) -> None:
         os.write(stream, data)
         os.lseek(stream, 0, os.SEEK_SET)
         with container.root(writable=True) as root:
-            copying.copy_in(stream, Side(root, "/tmp", "/tmp"))
+            copying.copy_in(stream, Side(root.directory, "/tmp", "/tmp"))
     finally:
         os.close(stream)
 

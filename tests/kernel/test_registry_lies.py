@@ -683,7 +683,8 @@ def test_an_upload_goes_on_after_drops_with_what_is_missing(
 
     def drop(exchange: Exchange) -> bool:
         session = exchange.path.rpartition("/")[2]
-        exchange.rfile.readline()
+        if "Transfer-Encoding" in exchange.headers:
+            exchange.rfile.readline()
         exchange.registry.uploads[session] += exchange.rfile.read(200_000)
         return exchange.hang_up()
 

@@ -123,6 +123,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--oom-score-adj -500", {"oom_score_adj": -500}),
     ("--device /dev/null:/dev/x:r", {"devices": ("/dev/null:/dev/x:r",)}),
     ("--init", {"init": True}),
+    ("--cgroup-view", {"cgroup_view": True}),
     ("--detach-keys ctrl-a,d", {"detach_keys": "ctrl-a,d"}),
     ("--stop-signal USR1", {"stop_signal": "USR1"}),
     ("--stop-timeout 3", {"stop_timeout": 3}),

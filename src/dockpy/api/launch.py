@@ -3,8 +3,8 @@
 Loaded in the client, and only then. Clients take turns by a lock in the run directory; who gets it
 looks for a daemon again before it starts one. While the root has an owner none is started: that one
 is coming up, or going, and a daemon that we start beside it would take over when the owner is ended
-on purpose. The daemon leads a session of its own, without the caller's terminal, directory, and
-most of its environment.
+on purpose. The daemon leads a session of its own, without the caller's terminal, directory, cgroups
+and most of its environment.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
+
+from dockpy.api import groups
 
 PATIENCE = 30.0
 """Seconds a daemon may take until it answers: a cold disk and a slow machine need more than ten."""
@@ -162,6 +164,8 @@ def spawn(command: Sequence[str], log: int) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.closerange(3, 1 << 20)
+        for stayed in groups.leave_all():
+            os.write(2, f"dockpy: the daemon stays in its caller's cgroup {stayed}\n".encode())
         os.execve(command[0], list(command), environment(os.environ))
     except OSError as error:
         os.write(2, f"dockpy: cannot execute {command[0]}: {error.strerror}\n".encode())

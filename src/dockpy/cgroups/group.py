@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from dockpy import devices
 from dockpy.cgroups import files, stats
 from dockpy.cgroups.limits import Limits, Setting, check, raise_swap_first, settings
-from dockpy.cgroups.parent import Branch, Parent, write_device_list
+from dockpy.cgroups.parent import SHARED, Branch, Parent, write_device_list
 from dockpy.cgroups.stats import CgroupStats
 from dockpy.errors import KernelError, RequestError
 
@@ -33,6 +33,8 @@ FIRST_SLEEP = 0.001
 LONGEST_SLEEP = 0.1
 MOVE_ROUNDS = 100
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+VIEWED = ("memory", "cpu", "cpuacct", "cpuset", "pids", "blkio")
+"""What a container may see of v1: limits and counters."""
 RECIPES = 256
 """Different limits to remember; most hosts have a handful."""
 
@@ -95,6 +97,30 @@ class Cgroup:
             return os.open(self.name, OPEN_DIRECTORY, dir_fd=v2.fd)
         except OSError as error:
             raise self._refused("open cgroup", error, v2, self.name) from error
+
+    def open_view(self) -> list[tuple[str, int]]:
+        """v1: (name below /sys/fs/cgroup, O_PATH descriptor), for the caller to close.
+
+        Where it has no group of its own, an empty group that has no limits stands for it: programs
+        take no hierarchy for a container's when one of memory, cpu, cpuacct and cpuset is missing.
+        KernelError.
+        """
+        parent = self._parent
+        branches = {one.fd: one for name in VIEWED if (one := parent.v1.get(name)) is not None}
+        found: list[tuple[str, int]] = []
+        for branch in branches.values():
+            name = self.name if branch.fd in self._branches else SHARED
+            try:
+                if name == SHARED:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, 0o755, dir_fd=branch.fd)
+                directory = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=branch.fd)
+            except OSError as error:
+                for _, opened in found:
+                    os.close(opened)
+                raise self._refused("show cgroup", error, branch, name) from error
+            found.append((",".join(sorted(branch.controllers)), directory))
+        return found
 
     # limits
 

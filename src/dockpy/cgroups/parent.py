@@ -138,8 +138,7 @@ def make_parent(hierarchies: Hierarchies, name: str) -> Parent:
             missing = enable(hierarchies.v2, v2.directory, sorted(wanted - on_v1))
             can_kill = files.exists(v2.fd, "cgroup.kill")
             can_freeze = files.exists(v2.fd, "cgroup.freeze")
-        used = {"memory", "cpu", "pids", "blkio", "cpuset", "devices"}
-        used |= set() if v2 is not None else {"cpuacct"}
+        used = {"memory", "cpu", "cpuacct", "pids", "blkio", "cpuset", "devices"}
         used |= set() if can_freeze else {"freezer"}
         v1 = _make_v1(hierarchies, used, name, made, undo)
         versions = _versions(hierarchies, frozenset(missing))

@@ -23,7 +23,9 @@ ROOT = (0, 0)
     "Copy files between a container and the host.\n\n"
     "One side is CONTAINER:PATH, the other a path here, or - for a tar stream. A directory is "
     "copied into one that is there, and becomes one that is not; SOURCE/. means its contents. "
-    "What is copied into a container belongs to root there, what comes out to you, unless -a.",
+    "What is copied into a container belongs to root there, what comes out to you, unless -a.\n\n"
+    "Commands that start or remove the container wait until it is copied. A tar stream that stands "
+    "still while they wait is given up after 2 seconds.",
     Switch("-a", "--archive", help="Keep owners; and setuid bits, file capabilities, devices"),
     Switch("-L", "--follow-link", help="Copy what a link leads to, not the link"),
     Switch("-q", "--quiet", help="Say nothing (always so)"),
@@ -85,7 +87,9 @@ def container_side(
                 f"{point} in {name} is a mount that is there while it runs; start it"
             )
     with found.root(writable=writable) as root:
-        yield copying.Side(root, posixpath.join("/", path), f"{name}:{path}")
+        yield copying.Side(
+            root.directory, posixpath.join("/", path), f"{name}:{path}", wanted=root.wanted
+        )
 
 
 @contextmanager
@@ -108,7 +112,8 @@ def stream_out(session: Session, inside: copying.Side, follow: bool, work: Work)
     if session.stdout_tty:
         raise UsageError("stdout is a terminal; redirect it, or name a file")
     try:
-        copying.copy_out(inside, work.output(session.stdout, leaves=True), follow=follow)
+        out = work.output(session.stdout, leaves=True)
+        copying.copy_out(inside, out, follow=follow, stop=work.stop)
     except KernelError as refusal:
         if refusal.errno == errno.EPIPE:
             raise ClientGone from refusal

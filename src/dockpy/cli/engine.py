@@ -57,6 +57,16 @@ class EngineExecution(EngineProgram, Protocol):
     def start(self, attach: Sequence[Streams] = ()) -> Sequence[EngineAttachment]: ...
 
 
+class EngineRoot(Protocol):
+    """A container's files; see `dockpy.container.Root`."""
+
+    @property
+    def directory(self) -> int: ...
+
+    @property
+    def wanted(self) -> int: ...
+
+
 class EngineContainer(EngineProgram, Protocol):
     """One container."""
 
@@ -104,7 +114,7 @@ class EngineContainer(EngineProgram, Protocol):
 
     def change_lines(self) -> bytes: ...
 
-    def root(self, *, writable: bool) -> AbstractContextManager[int]: ...
+    def root(self, *, writable: bool) -> AbstractContextManager[EngineRoot]: ...
 
     def export(self, out: int) -> object: ...
 

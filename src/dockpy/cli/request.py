@@ -37,6 +37,7 @@ class RunValues(TypedDict):
     env_file: tuple[str, ...]
     expose: tuple[tuple[str, ...], ...]
     hostname: str
+    cgroup_view: bool
     init: bool
     interactive: bool
     ip: str
@@ -159,6 +160,7 @@ def make_config(values: RunValues, caller: Caller, binds: tuple[Bind, ...]) -> C
         dns_options=values["dns_opt"],
         extra_hosts=values["add_host"],
         init=values["init"],
+        cgroup_view=values["cgroup_view"],
         auto_remove=values["rm"],
         detach_keys=values["detach_keys"],
         log_max_size=log.get("max-size", 0),

@@ -253,6 +253,7 @@ def make_options() -> list[Option | Operand]:
             metavar="NAME",
             default="",
         ),
+        Switch("--cgroup-view", help="Show it its own cgroups, read-only, on cgroup v1 too"),
         Switch("--init", help="Run a small init as process 1 that reaps orphans"),
         Option(
             "--ip",

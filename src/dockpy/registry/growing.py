@@ -88,6 +88,12 @@ class GrowingFile:
         with self._changed:
             return self._there
 
+    @property
+    def size(self) -> int | None:
+        """Bytes of all of it; None while it may grow."""
+        with self._changed:
+            return self._there if self._complete else None
+
     def wait(self, offset: int, cancellation: Cancellation) -> int:
         """Block until there is more than `offset`, or all is verified; bytes there are.
 

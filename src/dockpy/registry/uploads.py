@@ -79,11 +79,13 @@ class Upload:
                 if attempt >= self._client.settings.patience.attempts:
                     raise
                 self._retrying()
+                finish()  # what may not have got through is a body without a length
                 self._client.pause(failure, attempt)
             else:
                 return
 
     def _go_on(self) -> None:
+        """Send what the registry does not have: in pieces while the file grows, else in one."""
         client = self._client
         if self._location:
             self._ask()
@@ -93,6 +95,10 @@ class Upload:
                 self._moved(response)
             self._sent = 0
         reached = start = self._sent
+        size = self._file.size
+        if start and start == size:
+            return
+        length = None if size is None else size - start
 
         def body() -> GrowingReader:
             nonlocal reached
@@ -106,7 +112,9 @@ class Upload:
             return GrowingReader(self._file, client.cancellation, report, start)
 
         headers = {"Content-Type": _STREAM}
-        with client.send("PATCH", self._location, headers, body=body, ok=(202, 204)) as response:
+        with client.send(
+            "PATCH", self._location, headers, body=body, length=length, ok=(202, 204)
+        ) as response:
             self._moved(response)
             self._sent = self._told(response, reached)
 
