@@ -91,21 +91,27 @@ def cli(bench: Bench) -> None:
 
 
 def race(contestants: Mapping[str, list[str]], rows: Mapping[str, Samples], rounds: int) -> None:
-    """Time each command in turn; a peer that fails is left out from then on. The first round does
-    not count."""
+    """Time each command in turn. The first round does not count."""
     left = dict(contestants)
     for turn in range(rounds + 1):
-        for name, command in [*left.items()]:
-            try:
-                took = peers.wall(command)
-            except (RuntimeError, OSError) as error:
-                if name.startswith(("dockpy", "python")):
-                    raise
-                print(f"{name}: {error}; skipped from here on")
-                del left[name]
-                continue
-            if turn:
-                rows[name].values.append(took)
+        one_round(left, rows, counts=turn > 0)
+
+
+def one_round(
+    left: dict[str, list[str]], rows: Mapping[str, Samples], *, counts: bool, times: int = 1
+) -> None:
+    """Time each command that is left, so many times in a row. A peer that fails is named and left
+    out from then on; RuntimeError when we do, or the interpreter."""
+    for name, command in [*left.items()]:
+        try:
+            taken = [peers.wall(command) for _ in range(times)]
+        except (RuntimeError, OSError) as error:
+            if name.startswith(("dockpy", "python")):
+                raise
+            print(f"{name}: {error}; skipped from here on")
+            del left[name]
+            continue
+        rows[name].values += taken if counts else []
 
 
 def clients(bench: Bench) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
 
-from benchmarks import peers
 from benchmarks.bench import Bench
-from benchmarks.commands import LOW, engines
+from benchmarks.commands import LOW, engines, one_round
 from benchmarks.samples import Samples
 from dockpy import Config, Container
 from dockpy.model import Exec
@@ -74,9 +72,6 @@ def measure(container: Container, commands: dict[str, list[str]], rounds: int) -
     for turn in range(rounds + 1):
         taken = [one_exec(container) for _ in range(IN_TURNS)]
         api.values += taken if turn else []
-        for name, command in commands.items():
-            taken = [peers.wall(command) for _ in range(IN_TURNS)]
-            rows[name].values += taken if turn else []
-    os.sync()
+        one_round(commands, rows, counts=turn > 0, times=IN_TURNS)
     nsenter = rows.pop("nsenter")
     return [nsenter, api, *rows.values()]

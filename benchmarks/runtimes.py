@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peers
 from benchmarks.bench import FLOORS, Bench, one_start
-from benchmarks.commands import engines, run_words
+from benchmarks.commands import engines, one_round, run_words
 from benchmarks.samples import Samples
 
+PAUSE = 0.02
+"""Seconds after each round, in which the kernel clears away."""
 OCI = ("runc", "crun")
 
 
@@ -81,11 +82,9 @@ def runtimes(bench: Bench) -> None:
         for turn in range(rounds + 1):
             ours = one_start(bench.runtime, "none")
             least = bench.floor.times(bench.tree, 1, "mounts", FLOORS["none"], "cgroup")
-            taken = {name: peers.wall(command) for name, command in commands.items()}
-            time.sleep(0.02)
+            one_round(commands, rows, counts=turn > 0)
+            time.sleep(PAUSE)
             if turn:
                 api.values.append(ours)
                 floor.values += least
-                for name, took in taken.items():
-                    rows[name].values.append(took)
     bench.show("one /bin/true, isolated, no network", [floor, api, *rows.values()], floor)
