@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,12 @@ def _part(name: str) -> Callable[[Asked], list[str]]:
     return lambda asked: _plain(asked, name)
 
 
+def _pull(asked: Asked) -> list[str] | str:
+    words = _rooted("--root", "--rounds 2", "--rounds 1 --layers 2")(asked)
+    program = shutil.which("dockpy", path=str(Path(sys.executable).parent))
+    return words if isinstance(words, str) or not program else [*words, "--command", program]
+
+
 def _waterfall(asked: Asked) -> list[str]:
     rootfs = ["--rootfs", str(asked.rootfs)] if asked.rootfs else []
     return [*rootfs, "--runs", "20" if asked.short else "100"]
@@ -84,7 +92,7 @@ GROUPS = (
         "pull",
         "pull and push through a registry",
         "benchmarks.registry",
-        _rooted("--root", "--rounds 2", "--rounds 1 --layers 2"),
+        _pull,
         writes=False,
     ),
     Module("ports", "published ports", "benchmarks.wire", lambda _: ["--short"]),
