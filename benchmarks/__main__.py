@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("this needs root")
     wanted = [one for one in GROUPS if chosen(one, given.groups, short=given.short)]
     found = Figures(figures.machine(), figures.now(), figures.commit(HERE))
+    found.machine["short"] = given.short
     print(header(found), flush=True)
     with peers.scratch() as directory:
         asked = Asked(root_archive(directory, given.rootfs, short=given.short), given.short)

@@ -74,7 +74,7 @@ def run_words(name: str, command: list[str], network: str) -> list[str]:
 
 def cli(bench: Bench) -> None:
     """`run --rm base /bin/true` from process start to process end, beside peers."""
-    rounds = 10 if bench.short else 30
+    rounds = 6 if bench.short else 30
     with engines(bench) as found:
         for network in FLOORS if found else ():
             contestants = {"python -IS": [sys.executable, "-IS", "-c", "pass"]}

@@ -19,7 +19,7 @@ KERNEL = {
     "Percpu": "kernel: per processor",
 }
 """Lines of /proc/meminfo, see proc_meminfo(5), and what the table calls them."""
-SETTLE = 2.0
+SETTLE = 1.0
 """Seconds before the kernel's memory is read: what ended is cleared away behind."""
 
 
@@ -93,7 +93,7 @@ def starts_among(bench: Bench, count: int) -> tuple[Samples, Samples]:
     clears away after each start, for a time that grows with all there is, and on every core."""
     ours = Samples(f"start among {count}")
     floors = Samples(f"floor among {count}")
-    for _ in range(30):
+    for _ in range(20 if bench.short else 30):
         time.sleep(0.05)
         ours.values.append(one_start(bench.runtime))
         time.sleep(0.05)

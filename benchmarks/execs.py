@@ -13,7 +13,7 @@ from dockpy import Config, Container
 from dockpy.model import Exec
 
 SLEEP = ("/bin/sleep", "1000000")
-IN_TURNS = 5
+IN_TURNS = 4
 """How often one contestant goes before the next one's turn."""
 
 
