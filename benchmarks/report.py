@@ -53,7 +53,8 @@ def facts(found: Figures) -> str:
     on = found.machine
     load = f"{on['load_before']} before, {on.get('load_after', 'not known')} after"
     words = (
-        f"{'Short run' if on.get('short') else 'Run'} of {found.began[:10]} at commit {found.commit or 'not known'}: Linux {on['kernel']}, "
+        f"{'Short run' if on.get('short') else 'Run'} of {found.began[:10]} "
+        f"at commit {found.commit or 'not known'}: Linux {on['kernel']}, "
         f"HZ {on['hz'] or 'not told'}, {on['processors']} x {on['processor']}, "
         f"{on['memory_mib']} MiB,\ncgroups {on['cgroups']}, Python {on['python']}; load {load}. "
         "Ratio: to the row whose ratio is 1. Of /s more is better, of the rest less.\n"
