@@ -163,4 +163,15 @@ def scratch(parent: Path = Path("/var/tmp")) -> Iterator[Path]:
     try:
         yield directory
     finally:
+        unmount_below(directory)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def unmount_below(directory: Path) -> None:
+    """What is still mounted in it, the last one first: podman leaves its storage mounted on itself
+    now and then, and that cannot be deleted. Source: proc(5), /proc/self/mountinfo."""
+    with open("/proc/self/mountinfo") as table:
+        places = [line.split()[4] for line in table]
+    for place in reversed(places):
+        if place.startswith(f"{directory}/"):
+            subprocess.run(["umount", "-l", place], check=False)
