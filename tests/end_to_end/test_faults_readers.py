@@ -48,6 +48,10 @@ def test_a_dead_reader_costs_the_program_neither_its_log_nor_its_code(
 ) -> None:
     with dockpy.started("run", "--name", "flood", "base", "sh", "-c", FLOOD) as reader:
         flood = identifier(dockpy, "flood")
+        eventually(
+            lambda: dockpy.field("flood", "{{.State.Status}}") != "created",
+            "the client asked for the start",
+        )
         reader.kill()
     assert dockpy.ok("wait", "flood").out == "5\n"
     assert logged(dockpy, flood) == FLOODED
