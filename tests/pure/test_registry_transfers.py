@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import os
 import random
 import subprocess
@@ -20,7 +21,7 @@ from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.client import backoff, retry_after
 from dockpy.registry.connecting import Origin, shown
 from dockpy.registry.growing import GrowingFile, GrowingReader
-from dockpy.registry.progress import DOWNLOADING, PULLED, Event, ProgressReader
+from dockpy.registry.progress import DOWNLOADING, PULLED, Event, Meter, ProgressReader
 from dockpy.registry.settings import Patience
 from dockpy.registry.sharing import Job, Jobs
 from patience import patient
@@ -262,3 +263,15 @@ def test_what_does_not_fit_is_counted() -> None:
     lines = [(f"layer{n}", line(PULLED, 0, 0, (0.0, 0))) for n in range(12)]
     shown_lines = picture(lines, 80, 6)
     assert shown_lines == ["(8 more above)", *(f"layer{n}: {PULLED}" for n in range(8, 12))]
+
+
+def test_a_meter_tells_each_hundredth_at_once_and_no_more_than_that() -> None:
+    events: list[Event] = []
+    meter = Meter(events.append, "layer", DOWNLOADING, 1000)
+    for done in range(1001):
+        meter(done)
+    told = [event.current for event in events]
+    assert told[0] == 0
+    assert told[-1] == 1000
+    assert {after - before for before, after in itertools.pairwise(told)} <= set(range(1, 11))
+    assert len(told) < 150

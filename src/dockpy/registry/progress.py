@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 INTERVAL = 0.1
-"""Seconds between two events of the same kind about one thing."""
+"""Seconds after which any more bytes are told."""
+STEPS = 100
+"""Parts of the whole that are told at once: a transfer that stalls shows what came before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,14 @@ class Meter:
         self._status = status
         self._total = total
         self._next = 0.0
+        self._told = 0
 
     def __call__(self, current: int) -> None:
         """So many bytes are done in all."""
         now = time.monotonic()
-        if now >= self._next:
+        if now >= self._next or (current - self._told) * STEPS >= self._total > 0:
             self._next = now + INTERVAL
+            self._told = current
             self._listener(Event(self._thing, self._status, current, self._total))
 
 
