@@ -22,6 +22,7 @@ from dockpy._below import remove_tree
 from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker
 from dockpy.compression import HEAD_SIZE, Compression, Readable, decoder, detect
 from dockpy.errors import BadArchive, DockpyError, KernelError, RequestError
+from dockpy.pipes import widen
 from dockpy.skeleton import SkeletonWriter
 
 __all__ = ["Budget", "Compression", "Extracted", "detect", "extract", "extract_into", "remove"]
@@ -236,6 +237,7 @@ class _Given:
         self._into = getattr(source, "readinto", None)
         self._poll = select.poll()
         if self._fd >= 0:
+            widen(self._fd)
             self._poll.register(self._fd, select.POLLIN)
             self._poll.register(wake, select.POLLIN)
         self._wake = wake

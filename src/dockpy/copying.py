@@ -9,13 +9,12 @@ The rules are those of `docker cp`, as its reference documents them.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import posixpath
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
@@ -24,10 +23,9 @@ from dockpy.archive import extract_into
 from dockpy.errors import DockpyError, KernelError, RequestError
 from dockpy.mounts import open_in_root
 from dockpy.packing import pack_path, pack_tree
+from dockpy.pipes import widen
 from dockpy.stoppable import StoppableSource, move
 
-PIPE_SIZE = 1 << 20
-"""Bytes; one process's fair share of pipes (fcntl(2), F_SETPIPE_SZ)."""
 LINKS = 40
 """How many links one path may go through, as the kernel has it."""
 Owner = tuple[int, int] | None
@@ -266,8 +264,7 @@ def packed(write: Callable[[int], object], stop: int = -1) -> Iterator[BinaryIO 
     Reading raises Cancelled when the descriptor `stop` becomes readable.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    with suppress(OSError):  # many pipes are there already
-        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    widen(writer)
     failures: list[BaseException] = []
 
     def work() -> None:

@@ -19,6 +19,7 @@ from typing import Protocol
 from dockpy._mount import try_clone
 from dockpy._pack import KERNEL_STEPS, TREE_PROBLEMS, Packer
 from dockpy.errors import DockpyError, KernelError, RequestError
+from dockpy.pipes import widen
 
 __all__ = ["Packed", "Progress", "Source", "pack_layer", "pack_path", "pack_tree", "write_stream"]
 
@@ -170,6 +171,7 @@ def write_stream(
 
     `failure` is asked for the error when `source` answers with a negative number.
     """
+    widen(out)
     with _Hash(digest) as hashed:
         while True:
             buffer = hashed.free.get()

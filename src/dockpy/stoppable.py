@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dockpy.errors import Cancelled, Conflict
+from dockpy.pipes import widen
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -71,6 +72,7 @@ class StoppableSource(io.RawIOBase):
         self._stop = stop
         self._wanted = wanted
         self._patience = Patience(descriptor, select.POLLIN, stop, wanted)
+        widen(descriptor)
 
     def readable(self) -> bool:
         return True
@@ -97,6 +99,7 @@ def move(pipe: int, out: int, *, stop: int = -1, wanted: int = -1) -> None:
     comes = Patience(pipe, select.POLLIN, stop, wanted)
     goes = Patience(out, select.POLLOUT, stop, wanted)
     if stat.S_ISFIFO(kind):
+        widen(out)
         flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
         while True:
             comes.wait()
