@@ -31,9 +31,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Namespace:
     """One network namespace with its loopback interface up."""
 
-    def __init__(self) -> None:
-        self.descriptor = _made_in_thread()
-        self.ip("link set lo up")
+    def __init__(self, *, own: bool = True) -> None:
+        """`own` off: the one the caller is in, as it is."""
+        self.descriptor = (
+            _made_in_thread() if own else os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        )
+        if own:
+            self.ip("link set lo up")
 
     def close(self) -> None:
         os.close(self.descriptor)

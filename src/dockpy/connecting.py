@@ -16,9 +16,8 @@ from dockpy.network.values import BRIDGE, DEFAULT, HOST, NONE, Lease, Wish
 from dockpy.records import read_json, write
 
 SHARED = "container:"
-RESOLV = "/etc/resolv.conf"
 FALLBACK = ("9.9.9.9", "1.1.1.1")
-"""Public name servers, for a host that only has one on its own loopback."""
+"""Public name servers, for a host that has none, or none that the engine could ask for it."""
 FILE = "network.json"
 """In a container's run directory: what the network gave to its run."""
 
@@ -90,24 +89,30 @@ def linked(config: Config, addresses: Callable[[str], tuple[str, str]]) -> list[
 
 
 def files(
-    config: Config, hostname: str, lease: Lease, extra: Sequence[str]
+    config: Config,
+    hostname: str,
+    lease: Lease,
+    extra: Sequence[str],
+    *,
+    answering: Sequence[str] = (),
 ) -> tuple[tuple[str, str], ...]:
     """Names below /etc and texts of the container's own files.
 
     Without a network of its own it asks the host's name servers; with one of the user's, the
-    engine's resolver there.
+    engine's resolver there. `answering`: where that answers in the default network; it is asked
+    when the host's own servers cannot be.
     """
     first = lease.endpoints[0] if lease.endpoints else None
     gateways = first.gateways if first is not None else ()
     resolv = etcfiles.resolv(
-        host_file(RESOLV),
+        host_file(etcfiles.RESOLV),
         config.dns,
         config.dns_search,
         config.dns_options,
         resolver=gateways if first is not None and first.named else (),
         own_network=first is not None,
         systemd_text=host_file(etcfiles.SYSTEMD_RESOLV) if first is not None else "",
-        fallback=FALLBACK,
+        fallback=answering or FALLBACK,
     )
     hosts = etcfiles.hosts(
         hostname,

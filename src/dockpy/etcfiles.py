@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 
 from dockpy.errors import UsageError
 
+RESOLV = "/etc/resolv.conf"
 SYSTEMD_RESOLV = "/run/systemd/resolve/resolv.conf"
 HOST_GATEWAY = "host-gateway"
 _LOCAL = """127.0.0.1\tlocalhost
@@ -112,6 +113,15 @@ def resolv(
     if sorting:
         lines.append("sortlist " + " ".join(sorting))
     return "".join(f"{line}\n" for line in lines)
+
+
+def asks_itself(host_text: str, systemd_text: str) -> bool:
+    """Whether a host has servers, and all of them on its loopback or one of its links.
+
+    Arguments as for `resolv`. Containers cannot ask those; only the engine can, for them.
+    """
+    servers = nameservers(host_text)
+    return bool(servers) and not _reachable([*servers, *nameservers(systemd_text)])
 
 
 def nameservers(text: str) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dockpy.errors import UsageError
-from dockpy.etcfiles import hosts, nameservers, resolv
+from dockpy.etcfiles import asks_itself, hosts, nameservers, resolv
 
 
 def test_hosts_names_localhost_and_the_container_itself() -> None:
@@ -83,6 +83,22 @@ def test_behind_a_loopback_server_those_of_systemd_are_taken() -> None:
 def test_without_a_server_that_can_be_reached_the_fallback_is_asked(server: str) -> None:
     text = resolv(f"nameserver {server}\n", (), (), own_network=True, fallback=("172.30.0.1",))
     assert text == "nameserver 172.30.0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "systemd", "alone"),
+    [
+        ("nameserver 127.0.0.1\n", "", True),
+        ("nameserver 127.0.0.1\nnameserver fe80::1%eth0\n", "nameserver ::1\n", True),
+        ("nameserver 127.0.0.1\nnameserver 192.0.2.1\n", "", False),
+        ("nameserver 127.0.0.53\n", BEHIND, False),
+        ("search lan.test\n", "", False),
+    ],
+)
+def test_a_host_asks_itself_when_all_its_servers_are_its_own(
+    host: str, systemd: str, alone: bool
+) -> None:
+    assert asks_itself(host, systemd) is alone
 
 
 def test_servers_that_can_be_reached_are_kept_without_the_others() -> None:

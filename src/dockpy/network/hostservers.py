@@ -6,10 +6,21 @@ import contextlib
 import os
 from pathlib import Path
 
-from dockpy.etcfiles import nameservers
+from dockpy import etcfiles
 
 MOST = 3
 """As many as the host's own library asks (MAXNS, resolv.conf(5))."""
+
+
+def only_the_host_can_ask() -> bool:
+    """Whether its servers cannot be asked from a container's network (`etcfiles.asks_itself`)."""
+    texts = []
+    for path in (etcfiles.RESOLV, etcfiles.SYSTEMD_RESOLV):
+        try:
+            texts.append(Path(path).read_text(errors="replace"))
+        except OSError:
+            texts.append("")
+    return etcfiles.asks_itself(*texts)
 
 
 class HostServers:
@@ -31,6 +42,6 @@ class HostServers:
             seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             if seen != self._seen:
                 text = self._path.read_text(errors="replace")
-                self._servers = tuple(nameservers(text)[:MOST]) or ("127.0.0.1",)
+                self._servers = tuple(etcfiles.nameservers(text)[:MOST]) or ("127.0.0.1",)
                 self._seen = seen
         return self._servers or ("127.0.0.1",)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dockpy import etcfiles
 from dockpy.errors import Conflict, DockpyError, KernelError, NotFound
 from dockpy.namespaces import NamespacePool, ReadyPool, drop_network
 from dockpy.network.addresses import (
@@ -37,6 +38,7 @@ from dockpy.network.bridges import has_link, links_on, make_bridge, remove_bridg
 from dockpy.network.cables import Layer
 from dockpy.network.entries import Bridge, Cable
 from dockpy.network.firewall import Firewall
+from dockpy.network.hostservers import only_the_host_can_ask
 from dockpy.network.live import LiveNetwork
 from dockpy.network.naming import Leases
 from dockpy.network.portalloc import PortAllocator
@@ -107,7 +109,7 @@ class NetworkManager:
         self._lock = threading.RLock()
         self._live: dict[str, LiveNetwork] = {}
         self._leases = Leases()
-        self._resolver = Resolver(self._leases)
+        self._resolver = Resolver(self._leases, Path(etcfiles.RESOLV))
         self._ready: ReadyPool[_Cabled] = ReadyPool(
             "cables", self._cable_ahead, self._drop_cabled, READY
         )
@@ -332,6 +334,12 @@ class NetworkManager:
             self._release(one)
         return made
 
+    def answering(self, lease: Lease) -> tuple[str, ...]:
+        """Where the engine answers questions for names in a lease's first network."""
+        first = lease.endpoints[0] if lease.endpoints else None
+        listening = first is not None and self._resolver.listens(first.network)
+        return first.gateways if first is not None and listening else ()
+
     def dying(self) -> int:
         """Cables whose container has ended and that the kernel has not taken away yet."""
         with self._lock:
@@ -458,6 +466,11 @@ class NetworkManager:
             opened.append(segment.bridge)
             if not network.default:
                 self._answer(network, segment)
+            elif only_the_host_can_ask():
+                try:
+                    self._answer(network, segment)
+                except (Conflict, KernelError) as refusal:
+                    log.warning("containers ask public name servers: %s", refusal)
             return index
 
         return open_segment

@@ -110,6 +110,10 @@ class Resolver:
             tcp.close()
             raise
 
+    def listens(self, network: str) -> bool:
+        """Whether questions of that network are answered."""
+        return any(listener.network == network for listener in self._listeners)
+
     def forget(self, network: str) -> None:
         """Listen for that network no more, and drop what is under way for it.
 
