@@ -440,7 +440,7 @@ class Runtime:
             cgroup=self.cgroups.kind,
             backlog=self._janitor.backlog,
             dying_networks=self.networks.dying(),
-            warnings=tuple(self.warnings),
+            warnings=(*self.warnings, *self.networks.warnings()),
         )
 
     # -- what containers ask (container.Engine) ------------------------------------------------

@@ -173,6 +173,58 @@ def test_a_hand_written_chain_that_drops_is_told_and_left_alone(
         world.host.run("nft", "delete", "table", "inet", "site")
 
 
+def told(world: World, firewall: Firewall) -> list[str]:
+    with world.host.inside():
+        return firewall.obstacles()
+
+
+def test_a_chain_that_drops_is_an_obstacle_as_long_as_it_is_there(
+    world: World, firewall: Firewall
+) -> None:
+    assert told(world, firewall) == []
+    chain = "{ type filter hook forward priority 0; policy drop; }"
+    world.host.run("nft", f"add table inet site; add chain inet site passing {chain}")
+    try:
+        (one,) = told(world, firewall)
+        assert "chain inet site passing drops by default" in one
+    finally:
+        world.host.run("nft", "delete", "table", "inet", "site")
+    assert told(world, firewall) == []
+
+
+def test_firewalld_is_an_obstacle_until_the_bridge_has_a_zone(
+    world: World, firewall: Firewall
+) -> None:
+    chain = "{ type filter hook forward priority 10; policy accept; }"
+    world.host.run("nft", f"add table inet firewalld; add chain inet firewalld forward {chain}")
+    try:
+        world.host.run("nft", "add rule inet firewalld forward reject with icmpx admin-prohibited")
+        (one,) = told(world, firewall)
+        assert "--zone=trusted --add-interface=dockpy0" in one
+        world.host.run("nft", "insert rule inet firewalld forward iifname dockpy0 accept")
+        assert told(world, firewall) == []
+    finally:
+        world.host.run("nft", "delete", "table", "inet", "firewalld")
+
+
+def test_the_old_iptables_is_an_obstacle_until_it_lets_the_bridge_pass(
+    world: World, firewall: Firewall
+) -> None:
+    try:
+        world.host.run("iptables-legacy", "-P", "FORWARD", "DROP")
+    except AssertionError as missing:
+        pytest.skip(f"no iptables-legacy here: {missing}")
+    try:
+        (one,) = told(world, firewall)
+        assert one.startswith("iptables-legacy drops what is forwarded for dockpy0")
+        for direction in ("-i", "-o"):
+            world.host.run("iptables-legacy", "-I", "FORWARD", direction, "dockpy0", "-j", "ACCEPT")
+        assert told(world, firewall) == []
+    finally:
+        world.host.run("iptables-legacy", "-F")
+        world.host.run("iptables-legacy", "-P", "FORWARD", "ACCEPT")
+
+
 def test_bridges_with_a_way_elsewhere_are_not_inner_ones(world: World) -> None:
     world.host.ip(
         "link add outer type bridge",

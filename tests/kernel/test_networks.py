@@ -147,8 +147,11 @@ def test_a_full_network_says_so_by_name_and_has_room_again(runtime: Runtime) -> 
         sixth = runtime.create(Config(image="base", cmd=("true",), network_mode="tiny"))
         with pytest.raises(PoolExhausted, match="network tiny: every address"):
             sixth.start()
+        assert any("network tiny: 5 of the 5 addresses" in one for one in runtime.info().warnings)
         assert sixth.state.status.value == "created"
     assert sixth.run() == 0
+    settled(runtime)
+    assert not any("network tiny" in one for one in runtime.info().warnings)
 
 
 def test_an_asked_for_address_is_had_by_one_only(runtime: Runtime) -> None:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dockpy.errors import Conflict, KernelError
-from dockpy.network import conntrack, entries, forwarding, rules
+from dockpy.network import conntrack, entries, forwarding, obstacles, rules
 from dockpy.network.bridges import inner_bridges
 from dockpy.network.entries import Bridge, Cable, Entry
 from dockpy.network.foreign import Room
@@ -120,6 +120,17 @@ class Firewall:
             self._closing = False
             self._thread = threading.Thread(target=self._watch, name="firewall", daemon=True)
             self._thread.start()
+
+    def obstacles(self) -> list[str]:
+        """What firewalls of others keep from containers, a line each with what to do about it.
+
+        Asks the kernel anew, and iptables-legacy where it has tables, which may block for seconds.
+        """
+        with self._lock:
+            if self._room is None or not (ours := self._bridges()):
+                return []
+            found = self._room.obstacles(ours)
+        return [*found, *obstacles.legacy(ours)]
 
     def close(self, *, remove: bool = False) -> None:
         """End the watch; `remove`: take the tables away too. Running containers need them."""
@@ -294,15 +305,10 @@ class Firewall:
         tables.remove(entries.of_others(gone))
         tables.add(entries.of_others(sorted(others)), "keep other engines' bridges apart")
         self._room.make(ours)
-        obstacles = set(self._room.obstacles()) if ours else set()
-        for chain in sorted(obstacles - self._obstacles):
-            log.warning(
-                "nftables' chain %s drops by default, packets of containers too; let it accept "
-                "what comes from and goes to %s",
-                chain,
-                ", ".join(sorted(ours)),
-            )
-        self._obstacles = obstacles
+        found = set(self._room.obstacles(ours)) if ours else set()
+        for one in sorted(found - self._obstacles):
+            log.warning("%s", one)
+        self._obstacles = found
 
     def _let_go(self) -> None:
         for one in (self._monitor, self._netfilter):

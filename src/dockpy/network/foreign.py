@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from dockpy.errors import KernelError
+from dockpy.network import obstacles
 from dockpy.network.expressions import ACCEPT, DROP, Meta, counter, equal, meta, verdict
 from dockpy.network.nfnetlink import Netfilter, attributes
 from dockpy.network.nft import Family, Hook, Kind, delete_rule, new_rule, text
@@ -96,15 +97,29 @@ class Room:
                     found.update(name for name, mark in wanted if mark in said)
         return found
 
-    def obstacles(self) -> list[str]:
-        """Chains of tables that somebody wrote for nftables itself and that drop by default, each
-        as `inet filter forward`. Those are files of an administrator, so they are left alone."""
-        found = []
+    def obstacles(self, bridges: Collection[str]) -> list[str]:
+        """What in nftables keeps packets from containers and is left alone, a line each."""
+        found: list[str] = []
         for family, table, chain, policy in self._forward_chains((*FAMILIES, Family.INET)):
             iptables = table == TABLE and family in FAMILIES
-            if policy == DROP and not iptables and table != self._name:
-                found.append(f"{FAMILY_NAMES[family]} {table} {chain}")
-        return found
+            if table == obstacles.FIREWALLD:
+                homeless = self._unnamed(family, table, bridges)
+                found += [obstacles.without_zone(homeless)] if homeless else []
+            elif policy == DROP and not iptables and table != self._name:
+                found.append(
+                    obstacles.by_default(f"{FAMILY_NAMES[family]} {table} {chain}", bridges)
+                )
+        return list(dict.fromkeys(found))
+
+    def _unnamed(self, family: Family, table: str, bridges: Iterable[str]) -> list[str]:
+        """Those of the bridges that no rule of a table speaks of."""
+        dumped = self._netfilter.dump(Kind.GET_RULE, family, text(1, table), "list rules")
+        said = b"".join(
+            parts.get(4, b"")
+            for parts in map(attributes, dumped)
+            if parts.get(1) == table.encode() + b"\0"
+        )
+        return [one for one in bridges if one.encode() + b"\0" not in said]
 
     def _comment(self, direction: str, bridge: str) -> bytes:
         said = f"{self._name}: {direction} {bridge}".encode() + b"\0"

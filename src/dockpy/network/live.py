@@ -7,7 +7,13 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 
 from dockpy.errors import Conflict, UsageError
-from dockpy.network.addresses import IPAllocator, PoolExhausted, Segment, hardware_address
+from dockpy.network.addresses import (
+    SEGMENT_PREFIX,
+    IPAllocator,
+    PoolExhausted,
+    Segment,
+    hardware_address,
+)
 from dockpy.network.cables import cable_name
 from dockpy.network.values import Endpoint, Network, Wish
 
@@ -28,6 +34,18 @@ class LiveNetwork:
     def open_segments(self) -> list[Segment]:
         """Those that have a bridge."""
         return [allocator.segment for allocator, _ in self._open]
+
+    @property
+    def used(self) -> int:
+        """Addresses that containers have, those laid ahead included."""
+        return sum(allocator.used for allocator, _ in self._open)
+
+    @property
+    def capacity(self) -> int:
+        """Addresses it has for containers in all."""
+        subnet = IPv4Network(self.network.subnet)
+        bridges = max(1, subnet.num_addresses >> (32 - SEGMENT_PREFIX))
+        return subnet.num_addresses - 3 * bridges
 
     def grow(self) -> bool:
         """Open one more segment; False when the range has no more."""

@@ -62,6 +62,8 @@ from dockpy.spawn import make_network
 log = logging.getLogger(__name__)
 READY = 6
 """Cables of the default network that are laid ahead."""
+NEARLY_FULL = 0.9
+"""Part of a range that is worth a warning."""
 ANYHOW = Wish()
 
 
@@ -339,6 +341,20 @@ class NetworkManager:
         first = lease.endpoints[0] if lease.endpoints else None
         listening = first is not None and self._resolver.listens(first.network)
         return first.gateways if first is not None and listening else ()
+
+    def warnings(self) -> list[str]:
+        """What keeps packets from containers, and ranges that are nearly used up: a line each."""
+        with self._lock:
+            networks = list(self._live.values())
+        found = [
+            f"network {live.network.name}: {live.used} of the {live.capacity} addresses of "
+            f"{live.network.subnet} are in use; make a network with a larger --subnet"
+            for live in networks
+            if live.used >= live.capacity * NEARLY_FULL
+        ]
+        with contextlib.suppress(KernelError):
+            found += self.firewall.obstacles()
+        return found
 
     def dying(self) -> int:
         """Cables whose container has ended and that the kernel has not taken away yet."""
