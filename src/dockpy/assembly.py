@@ -21,6 +21,7 @@ from typing import BinaryIO, Literal
 
 from dockpy import mounts, stdio
 from dockpy._process import close_all
+from dockpy.capabilities import DEFAULT
 from dockpy.capabilities import mask as capability_mask
 from dockpy.cgroups import Cgroup, CgroupTree, Limits
 from dockpy.devices import parse_device
@@ -31,6 +32,7 @@ from dockpy.plan import Plan
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, environment
 from dockpy.signals import parse_signal
+from dockpy.spares import UPPER, WORK, Spare, spare_of
 from dockpy.spawn import Network
 from dockpy.start import DEVICES, BindMount, StartSpec, start_plan
 from dockpy.supervision import Attachment, Run, StartRequest, Streams, Supervision
@@ -63,6 +65,10 @@ class Site:
     """A namespace with all that belongs in it, the caller's; `none`: a new one with loopback."""
     identity: Identity | None = None
     """Known already (same image, same user, nothing written yet): no look-up."""
+    own_network: bool = False
+    """No other container is in its namespace so far, and neither is the host."""
+    spare: Spare | None = None
+    """Its overlay, mounted already; the start's from now on."""
 
 
 @dataclass(slots=True)
@@ -75,6 +81,8 @@ class Started:
     root: int
     """Keeps the overlay mounted, so that its slow end is ours to schedule."""
     identity: Identity
+    spare: Spare | None
+    """The same mount, when another container may have it next."""
 
 
 class Pile:
@@ -127,6 +135,8 @@ class Assembler:
         self._open_files = open_files
         self._log_root = log_root
         self._init = -1
+        self._clones = True
+        """Whether this kernel clones a mount that is nowhere attached, as far as is known."""
         self._lock = threading.Lock()
 
     def start(self, site: Site, attach: Sequence[Streams], trace: Trace = OFF) -> Started:
@@ -171,19 +181,14 @@ class Assembler:
     def _start(self, site: Site, attach: Sequence[Streams], trace: Trace) -> Started:
         config = site.config
         with Pile() as pile:
+            if site.spare is not None:
+                pile.add(site.spare.tree)
             # Before the mount, which leaves a trace on the disk: an engine that comes after ours
             # was killed sees by the empty cgroup that the program never ran.
             cgroup = self._cgroups.create(site.id, limits(config))
             trace.mark(DAEMON, "cgroups made")
             try:
-                root = pile.add(
-                    mounts.overlay(
-                        site.lowers,
-                        site.directory / "upper",
-                        site.directory / "work",
-                        volatile=config.auto_remove,
-                    )
-                )
+                tree, spare, root = self._root(pile, site)
                 trace.mark(DAEMON, "root mounted, detached")
                 identity = site.identity or identify(config.user, root)
                 trace.mark(DAEMON, "user looked up")
@@ -198,7 +203,45 @@ class Assembler:
                 with contextlib.suppress(KernelError):
                     cgroup.remove()
                 raise plan.error(*outcome)
-            return Started(outcome, attachments, cgroup, pile.take(root), identity)
+            return Started(outcome, attachments, cgroup, pile.take(tree), identity, spare)
+
+    def _root(self, pile: Pile, site: Site) -> tuple[int, Spare | None, int]:
+        """The overlay's mount, the same as a spare if it may become one, and the child's mount."""
+        config = site.config
+        if site.spare is not None:
+            tree = site.spare.tree
+            spare = site.spare if self._leaves_no_grip(site) else None
+            site.spare.note_start()
+            return tree, spare, pile.add(site.spare.clone())
+        upper, work = site.directory / UPPER, site.directory / WORK
+        tree = mounts.overlay(site.lowers, upper, work, volatile=config.auto_remove)
+        pile.add(tree)
+        if not self._clones or not self._leaves_no_grip(site):
+            return tree, None, tree
+        spare = spare_of(site.lowers, site.directory, tree, volatile=config.auto_remove)
+        if spare is None:
+            return tree, None, tree
+        try:
+            return tree, spare, pile.add(spare.clone())
+        except KernelError as refusal:
+            if refusal.errno != errno.EINVAL:
+                raise
+            self._clones = False
+            return tree, None, tree
+
+    def _leaves_no_grip(self, site: Site) -> bool:
+        """Whether no process outside can have got descriptors of its files from its processes.
+
+        They would have to meet at a socket: in a file they share, or by its abstract name in a
+        network namespace they share.
+        """
+        config = site.config
+        return (
+            not (config.privileged or config.binds or config.volumes or config.devices)
+            and site.own_network
+            and config.seccomp == "default"
+            and not self.capabilities(config) & ~DEFAULT
+        )
 
     def _prepare(
         self,
@@ -393,10 +436,11 @@ def log_size(site: Site) -> int:
 
 
 def again(site: Site) -> Site:
-    """For one more try: a sysfs that was made ahead can be attached once."""
-    if isinstance(site.network, Network):
-        return replace(site, network=Network(site.network.namespace, None))
-    return site
+    """For one more try: a sysfs that was made ahead can be attached once, a spare was closed."""
+    network = site.network
+    if isinstance(network, Network):
+        network = Network(network.namespace, None)
+    return replace(site, network=network, spare=None)
 
 
 def undo(site: Site, logged: int) -> None:

@@ -118,6 +118,11 @@ class Container:
         self._pipes: dict[str, int] = {}
         self.released = threading.Event()
         self.released.set()
+        self.exposed = False
+        """Somebody outside has, or had, descriptors of its files: nobody else gets the same ones.
+
+        Set before its directory is opened; who removed that one sees it.
+        """
 
     # -- what it is ----------------------------------------------------------------------------
 
@@ -353,6 +358,7 @@ class Container:
 
         Conflict when it is being removed.
         """
+        self.exposed = True
         with self._held():
             run = self._run if self._state.running else None
             with self._engine.frozen(run) if pause and run is not None else nullcontext():
@@ -379,6 +385,7 @@ class Container:
     @contextmanager
     def _layers(self) -> Iterator[Sequence[int]]:
         """Descriptors of the directories its files are in, its own first."""
+        self.exposed = True
         with contextlib.ExitStack() as opened:
             yield [
                 opened.enter_context(directory(path))
@@ -390,6 +397,7 @@ class Container:
 
         Not a snapshot: a program that runs may write meanwhile. Conflict when it is removed.
         """
+        self.exposed = True
         self._check_files()
         view = overlay_view([self.directory / "upper", *self._engine.lowers_of(self)])
         try:
@@ -408,6 +416,7 @@ class Container:
         the next start, for the root stays mounted as long; nothing else. `Root.wanted` tells who
         might wait for ever. Conflict when it is being removed, or was while it was read.
         """
+        self.exposed = True
         upper, work = self.directory / "upper", self.directory / "work"
         with contextlib.ExitStack() as opened:
             if writable:
@@ -450,6 +459,7 @@ class Container:
 
     def export_rw(self, out: int) -> Packed:
         """Write what it changed to a descriptor, as an image's layer says it. Blocks."""
+        self.exposed = True
         with directory(self.directory / "upper") as upper:
             return pack_layer(upper, out, digest=False)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from dockpy.container import Record
 from dockpy.model import State, Status
 from dockpy.records import Flusher, Trash, write
 from dockpy.settings import from_json, to_json
+from dockpy.spares import Spare
 
 RECORD = "config.json"
 STATE = "state.json"
 WRITTEN = "written"
 """In a container's directory while files are copied into it and it does not run."""
+
+Give = Callable[[Path], object]
 
 
 class ContainerFiles:
@@ -38,19 +41,20 @@ class ContainerFiles:
         self._passing = run / "containers"
         self._flusher = flusher
         self._trash = trash
+        self._withdrawn: dict[str, Path] = {}
 
-    def make(self, record: Record, top: os.stat_result) -> None:
+    def make(self, record: Record, top: os.stat_result, spare: Spare | None = None) -> None:
         """The directories and the record, the record last. On failure `discard` what there is.
 
         `top`: the root directory of its image; an overlay shows the mode and owner of its upper.
+        `spare` has directories of the same image's.
         """
-        directory = f"{self._lasting}/{record.id}"
-        os.mkdir(directory, 0o710)
-        os.mkdir(f"{directory}/upper", 0o700)
-        if top.st_uid or top.st_gid:
-            os.chown(f"{directory}/upper", top.st_uid, top.st_gid)
-        os.chmod(f"{directory}/upper", stat.S_IMODE(top.st_mode))
-        os.mkdir(f"{directory}/work", 0o700)
+        directory = self._lasting / record.id
+        if spare is None:
+            make_directories(str(directory), top)
+        else:
+            os.rename(spare.place, directory)
+            spare.place = directory
         if record.config.auto_remove:
             os.mkdir(self._passing / record.id, 0o700)
             write(self._passing / record.id / RECORD, encode_record(record))
@@ -68,15 +72,41 @@ class ContainerFiles:
     def unmark(self, record: Record) -> None:
         os.unlink(f"{self._lasting}/{record.id}/{WRITTEN}")
 
-    def discard(self, record: Record) -> None:
-        """What it wrote disappears; the bytes are deleted in the background. None is fine too."""
-        directory = self._lasting / record.id
-        if directory.exists():
-            self._trash.discard(directory)
+    def place(self, record: Record) -> Path:
+        """Where its directory is, unless it is moved just now."""
+        return self._withdrawn.get(record.id, self._lasting / record.id)
+
+    def withdraw(self, record: Record) -> Path | None:
+        """What it wrote disappears, and lies where this says until `discard`. None: there is
+        nothing. KernelError when it stays where it is."""
+        place = self._withdrawn.get(record.id)
+        if place is None and (place := self._trash.take(self._lasting / record.id)) is not None:
+            self._withdrawn[record.id] = place
+        return place
+
+    def discard(self, record: Record, spare: Give | None = None) -> None:
+        """What it wrote disappears; the bytes are deleted in the background. None is fine too.
+
+        `spare` gets its directory instead.
+        """
+        place = self.withdraw(record)
+        if place is not None:
+            del self._withdrawn[record.id]
+            (spare or self._trash.delete)(place)
 
     def clear_run(self, identifier: str, *, keep: Sequence[str] = ()) -> None:
         """Remove its run directory but for the files to `keep`; none is fine too."""
         remove_files(self._passing / identifier, keep=keep)
+
+
+def make_directories(directory: str, top: os.stat_result) -> None:
+    """A container's directory with those of its overlay; `top`: see `ContainerFiles.make`."""
+    os.mkdir(directory, 0o710)
+    os.mkdir(f"{directory}/upper", 0o700)
+    if top.st_uid or top.st_gid:
+        os.chown(f"{directory}/upper", top.st_uid, top.st_gid)
+    os.chmod(f"{directory}/upper", stat.S_IMODE(top.st_mode))
+    os.mkdir(f"{directory}/work", 0o700)
 
 
 def encode_record(record: Record) -> bytes:

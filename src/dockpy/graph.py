@@ -68,6 +68,8 @@ class Graph:
         self._flusher = flusher
         self._trash = trash
         self._layers = LayerStore(root, flusher, trash)
+        self.deleted: Callable[[], object] = lambda: None
+        """Called after an image was deleted, from any thread."""
         self._lock = threading.RLock()
         self._users = threading.Lock()  # taken before every other one
         self._images: dict[str, Image] = {}
@@ -392,6 +394,7 @@ class Graph:
             del self._images[image.id]
             self._index.remove(image.id)
             self._layers.drop(image.layers)
+        self.deleted()
 
     @contextmanager
     def steady_users(self) -> Iterator[None]:

@@ -252,18 +252,31 @@ class Trash:
 
         One rename(2); raises KernelError when that is refused.
         """
-        name = f"{path.name[:64]}-{secrets.token_hex(8)}"
+        place = self.take(path)
+        if place is not None:
+            self.delete(place)
+
+    def take(self, path: Path) -> Path | None:
+        """As `discard`, to be deleted when `delete` is told so, or by the next `sweep`.
+
+        Where it is now; None when it was missing.
+        """
+        place = self._directory / f"{path.name[:64]}-{secrets.token_hex(8)}"
         try:
             try:
-                os.rename(path, self._directory / name)
+                os.rename(path, place)
             except FileNotFoundError:
                 if not os.path.lexists(path):
-                    return
+                    return None
                 self._directory.mkdir(mode=0o700, exist_ok=True)
-                os.rename(path, self._directory / name)
+                os.rename(path, place)
         except OSError as refusal:
             raise KernelError("discard", refusal.errno or errno.EIO, str(path)) from refusal
-        self._queue([name])
+        return place
+
+    def delete(self, place: Path) -> None:
+        """Delete in the background what `take` put in here."""
+        self._queue([place.name])
 
     def sweep(self) -> int:
         """Queue what earlier runs left; gives how many things that are."""

@@ -12,7 +12,7 @@ import resource
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
@@ -63,6 +63,7 @@ from dockpy.registry.names import resolve
 from dockpy.registry.service import Registries
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, merge, merge_environment
+from dockpy.spares import Spares
 from dockpy.spawn import Network as Namespace
 from dockpy.supervision import Attachment, Run, Streams, Supervision
 from dockpy.supervisor import CONTAINERS
@@ -172,6 +173,9 @@ class Runtime:
             undo.callback(self._release_held)
             self._closer = LateCloser()
             undo.callback(self._closer.close)
+            self._spares = Spares(self._trash, self._closer)
+            undo.callback(self._spares.close)
+            self.graph.deleted = self._spares.clear
             self._janitor = Janitor()
             undo.callback(self._janitor.close)
             count = supervisors or len(os.sched_getaffinity(0))
@@ -243,8 +247,13 @@ class Runtime:
         record = Record(identifier, chosen, time.time(), merged, image.id, config.image)
         try:
             # An image without layers has what every root has.
-            top = next(iter(self.graph.lower_directories(image)), self.root / "base")
-            self._files.make(record, os.stat(top))
+            lowers = [*self.graph.lower_directories(image), self.root / "base"]
+            spare = self._spares.take(lowers, volatile=merged.auto_remove)
+            try:
+                self._files.make(record, os.stat(lowers[0]), spare)
+            finally:
+                if spare is not None and not self._spares.keep(identifier, spare):
+                    self._spares.let_go(spare)
             trace.mark(DAEMON, "container's directories and record written")
             container = Container(self, record, State())
             with self.graph.steady_users():
@@ -256,7 +265,7 @@ class Runtime:
             with self._lock:
                 del self._names[chosen]
             with contextlib.suppress(KernelError):  # the next start-up finds it without a record
-                self._discard(record)
+                self._discard(record, reusable=False)
             if isinstance(failure, OSError) and not isinstance(failure, KernelError):
                 raise KernelError(
                     "create container", failure.errno or errno.EIO, failure.filename
@@ -297,9 +306,9 @@ class Runtime:
         It is gone for good when this returns; its bytes are deleted in the background.
         """
         with container.removal(force=force):
-            self._files.discard(container.record)
+            self._files.withdraw(container.record)
             self._unregister(container)
-            self._janitor.put(lambda: self._discard(container.record))
+            self._janitor.put(lambda: self._remove(container))
 
     def exit_code_of(self, identifier: str) -> int | None:
         """The exit code of a container removed by --rm a while ago; None: not known."""
@@ -473,6 +482,7 @@ class Runtime:
                 network=network,
                 hostname=hostname,
                 identity=self._identities.get(key) if fresh else None,
+                own_network=not connecting.is_shared(config) and network != "host",
             )
             if record.id in self._marked:
                 self._unmark(record, None)
@@ -481,6 +491,7 @@ class Runtime:
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(f"{site.directory}/state.json", ns=(0, 0))
             trace.mark(DAEMON, "layers found, texts of /etc made")
+            site = replace(site, spare=self._spares.pop(record.id))
             started = self._assembler.start(site, attach, trace)
         if fresh:
             self._identities[key] = started.identity
@@ -526,6 +537,7 @@ class Runtime:
             other = self.get(connecting.shared_with(config))
             if not other.state.running:
                 raise Conflict(f"container {other.name} does not run; start it first")
+            other.exposed = True  # by abstract sockets
             return self.networks.share(other.id, other.state.pid)
         if not connecting.has_network(config):
             return None
@@ -583,6 +595,7 @@ class Runtime:
             )
             if wanted.privileged:
                 self._watched.add(run.key)
+                container.exposed = True
             self._executions[execution.id] = execution
             try:
                 return enter(self._assembler, self._supervision, entry, attach)
@@ -619,6 +632,7 @@ class Runtime:
 
         A mark says so to the next engine when this one is killed. KernelError: a full disk.
         """
+        self._spares.unmount(container.id)
         if container.config.auto_remove:
             yield
             return
@@ -663,11 +677,11 @@ class Runtime:
             # Last first; each is done whatever the others meet.
             rest.callback(container.released.set)
             if record.config.auto_remove:
-                rest.callback(self._discard, record)
+                rest.callback(self._remove, container)
             rest.callback(self._files.clear_run, record.id)
             if isinstance(held, Started):
                 rest.callback(held.cgroup.remove)
-                rest.callback(self._let_go, record, held.root)
+                rest.callback(self._let_go, record, held)
             elif held is not None:
                 rest.callback(held.remove)
             rest.callback(self._write_down, container, run)
@@ -680,11 +694,16 @@ class Runtime:
             if isinstance(held, Started):
                 os.close(held.root)
 
-    def _let_go(self, record: Record, root: int) -> None:
+    def _let_go(self, record: Record, started: Started) -> None:
+        spare = started.spare
+        if spare is not None:
+            spare.place = self._files.place(record)
+            if spare.untouched and self._spares.keep(record.id, spare):
+                return
         if record.id in self._containers:
-            os.close(root)  # it may be started again, on the same upper
+            os.close(started.root)  # it may be started again, on the same upper
         else:
-            self._closer.put(root)
+            self._closer.put(started.root)
 
     def _write_down(self, container: Container, run: Run) -> None:
         """Make the end durable, then let the supervisor forget it; on a full disk, later."""
@@ -738,12 +757,24 @@ class Runtime:
             raise NameInUse(name, self._names[name])
         return name
 
-    def _discard(self, record: Record) -> None:
+    def _remove(self, container: Container) -> None:
+        """Discard what is left of a container; its directory is withdrawn before it is asked
+        whether anybody has looked into that."""
+        self._files.withdraw(container.record)
+        self._discard(container.record, reusable=not container.exposed)
+
+    def _discard(self, record: Record, *, reusable: bool = False) -> None:
         self.networks.store.forget(record.id)
         unwritten = self._unwritten.pop(record.id, None)
         if unwritten is not None:
             unwritten[1].forget()
-        self._files.discard(record)
+        spare = self._spares.pop(record.id)
+        if spare is not None and reusable:
+            self._files.discard(record, lambda place: self._spares.give(spare, place))
+        else:
+            self._files.discard(record)
+            if spare is not None:
+                self._closer.put(spare.tree)
         self._files.clear_run(record.id)
 
     # -- start-up ------------------------------------------------------------------------------
