@@ -194,9 +194,10 @@ def module_engine(
     from dockpy import Config
 
     with running_engine(real_tmp, short_run(), tiny_archive) as runtime:
-        first = runtime.create(Config(image="base", cmd=("/bin/true",)))
+        first = runtime.create(Config(image="base", cmd=("touch", "/written")))
         first.run()
         runtime.destroy(first)
+        runtime._janitor.drain()
         runtime.networks.prepare()
         deadline = time.monotonic() + patient(5)
         while time.monotonic() < deadline and (

@@ -1,4 +1,8 @@
-"""One thread that cleans up after ended containers, in order, off everybody's path."""
+"""Threads that clean up after ended containers, off everybody's path.
+
+Jobs with one key are done in the order they were put; those of different containers beside each
+other, for most of a job is waiting: for the kernel, and for the interpreter's turn.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,77 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
+Job = Callable[[], object]
+
 
 class Janitor:
-    """Runs jobs one after the other; costs nothing while there are none."""
+    """Runs jobs; costs nothing while there are none. `lanes`: how many at once."""
 
-    def __init__(self) -> None:
-        self._jobs: deque[Callable[[], object]] = deque()
+    def __init__(self, lanes: int = 1) -> None:
+        self._lanes = [_Lane(f"janitor-{number}") for number in range(lanes)]
+
+    def put(self, job: Job, key: str = "") -> None:
+        """Queue a job; never blocks. A job that raises is logged, the next ones go on."""
+        for lane in self._lanes:  # all at once: how many threads there are is no surprise
+            lane.begin()
+        self._lanes[hash(key) % len(self._lanes)].put(job)
+
+    def wait_below(self, depth: int, timeout: float = 10.0) -> None:
+        """Block until fewer than `depth` jobs wait in each lane; at most `timeout` seconds each."""
+        for lane in self._lanes:
+            lane.wait_below(depth, timeout)
+
+    def drain(self) -> None:
+        """Block until every job put so far is done."""
+        for lane in self._lanes:
+            lane.drain()
+
+    def close(self) -> None:
+        """Do what is queued and end the threads."""
+        for lane in self._lanes:
+            lane.close()
+
+    @property
+    def backlog(self) -> int:
+        """Jobs that wait."""
+        return sum(len(lane.jobs) for lane in self._lanes)
+
+
+class _Lane:
+    """Jobs one after the other."""
+
+    def __init__(self, name: str) -> None:
+        self.jobs: deque[Job] = deque()
+        self._name = name
         self._changed = threading.Condition()
         self._busy = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def put(self, job: Callable[[], object]) -> None:
-        """Queue a job; never blocks. A job that raises is logged, the next ones go on."""
-        with self._changed:
-            self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="janitor", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
-
-    def wait_below(self, depth: int, timeout: float = 10.0) -> None:
-        """Block until fewer than `depth` jobs wait, at most `timeout` seconds."""
-        if len(self._jobs) < depth:
+    def begin(self) -> None:
+        if self._thread is not None:
             return
         with self._changed:
-            self._changed.wait_for(lambda: len(self._jobs) < depth, timeout)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+
+    def put(self, job: Job) -> None:
+        with self._changed:
+            self.jobs.append(job)
+            self._changed.notify_all()
+
+    def wait_below(self, depth: int, timeout: float) -> None:
+        if len(self.jobs) < depth:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: len(self.jobs) < depth, timeout)
 
     def drain(self) -> None:
-        """Block until every job put so far is done."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._jobs and not self._busy)
+            self._changed.wait_for(lambda: not self.jobs and not self._busy)
 
     def close(self) -> None:
-        """Do what is queued and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -50,18 +91,13 @@ class Janitor:
         if thread is not None:
             thread.join()
 
-    @property
-    def backlog(self) -> int:
-        """Jobs that wait."""
-        return len(self._jobs)
-
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closed)
-                if not self._jobs:
+                self._changed.wait_for(lambda: self.jobs or self._closed)
+                if not self.jobs:
                     return
-                job = self._jobs.popleft()
+                job = self.jobs.popleft()
                 self._busy = True
             try:
                 job()

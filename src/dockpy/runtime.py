@@ -79,8 +79,10 @@ Attachments = list[Attachment]
 Selection = list[Selected]
 """`Runtime` has a method called list."""
 
+LANES = 2
+"""Containers that are cleaned up after at once."""
 BACKLOG = 64
-"""Ended containers whose clean-up may wait; `create` waits while there are more."""
+"""Jobs of a lane's that may wait; `create` waits while there are more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +178,7 @@ class Runtime:
             self._spares = Spares(self._trash, self._closer)
             undo.callback(self._spares.close)
             self.graph.deleted = self._spares.clear
-            self._janitor = Janitor()
+            self._janitor = Janitor(LANES)
             undo.callback(self._janitor.close)
             count = supervisors or len(os.sched_getaffinity(0))
             self._supervision = Supervision(self.run, self.root / "containers", count, self)
@@ -308,7 +310,7 @@ class Runtime:
         with container.removal(force=force):
             self._files.withdraw(container.record)
             self._unregister(container)
-            self._janitor.put(lambda: self._remove(container))
+            self._janitor.put(lambda: self._remove(container), container.id)
 
     def exit_code_of(self, identifier: str) -> int | None:
         """The exit code of a container removed by --rm a while ago; None: not known."""
@@ -317,7 +319,7 @@ class Runtime:
     def keep_state(self, container: Container) -> None:
         """Write a container's state down, in the background."""
         if not container.config.auto_remove:
-            self._janitor.put(lambda: self._write_state_of(container))
+            self._janitor.put(lambda: self._write_state_of(container), container.id)
 
     # -- what containers changed ---------------------------------------------------------------
 
@@ -524,7 +526,7 @@ class Runtime:
                 yield connection.namespace, connection.lease
         except BaseException:
             self.networks.disconnect(record.id)
-            self._janitor.put(lambda: self._files.clear_run(record.id, keep=(RECORD,)))
+            self._janitor.put(lambda: self._files.clear_run(record.id, keep=(RECORD,)), record.id)
             raise
         finally:
             if connection is not None:
@@ -610,7 +612,7 @@ class Runtime:
         if container.config.auto_remove:
             self._gone.remember(container.id, container.state.exit_code)
             self._unregister(container)
-        self._janitor.put(lambda: self._settle(container, run))
+        self._janitor.put(lambda: self._settle(container, run), container.id)
 
     @contextlib.contextmanager
     def frozen(self, run: Run) -> Iterator[None]:
@@ -681,7 +683,7 @@ class Runtime:
             rest.callback(self._files.clear_run, record.id)
             if isinstance(held, Started):
                 rest.callback(held.cgroup.remove)
-                rest.callback(self._let_go, record, held)
+                rest.callback(self._let_go, container, held)
             elif held is not None:
                 rest.callback(held.remove)
             rest.callback(self._write_down, container, run)
@@ -694,11 +696,13 @@ class Runtime:
             if isinstance(held, Started):
                 os.close(held.root)
 
-    def _let_go(self, record: Record, started: Started) -> None:
-        spare = started.spare
+    def _let_go(self, container: Container, started: Started) -> None:
+        record, spare = container.record, started.spare
         if spare is not None:
             spare.place = self._files.place(record)
-            if spare.untouched and self._spares.keep(record.id, spare):
+            # One that is removed just now may be moved under our hands: that is looked at later.
+            good = spare.untouched or self._removed(container)
+            if good and self._spares.keep(record.id, spare):
                 return
         if record.id in self._containers:
             os.close(started.root)  # it may be started again, on the same upper
@@ -709,8 +713,8 @@ class Runtime:
         """Make the end durable, then let the supervisor forget it; on a full disk, later."""
         self._unwritten[container.id] = (container, run)
         for identifier, (ended, its_run) in list(self._unwritten.items()):
-            if self._write_state_of(ended) or identifier not in self._containers:
-                self._unwritten.pop(identifier, None)
+            over = self._write_state_of(ended) or identifier not in self._containers
+            if over and self._unwritten.pop(identifier, None) is not None:
                 its_run.forget()
 
     def _write_state_of(self, container: Container) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -168,8 +169,8 @@ class Spares:
     def let_go(self, spare: Spare) -> None:
         """Unmount it, now; its directory stays, ready for any mount."""
         os.close(spare.tree)
-        with contextlib.suppress(OSError):  # nothing was written, so nothing can have been lost
-            os.rmdir(f"{spare.place}/{VOLATILE}")
+        # Nothing was written, so nothing can have been lost.
+        shutil.rmtree(f"{spare.place}/{VOLATILE}", ignore_errors=True)
 
     def clear(self) -> None:
         """An image is gone, perhaps with the lowers of spares: no container gets one of these."""

@@ -45,3 +45,21 @@ def test_wait_below_blocks_until_the_backlog_is_small() -> None:
     janitor.wait_below(1)
     assert gate.is_set()
     janitor.close()
+
+
+def test_jobs_of_one_key_stay_in_order_while_another_key_is_not_held_up() -> None:
+    janitor = Janitor(2)
+    gate = threading.Event()
+    stuck, free = "a", next(one for one in map(str, range(1000)) if hash(one) % 2 != hash("a") % 2)
+    done: list[str] = []
+    janitor.put(gate.wait, stuck)  # type: ignore[arg-type]
+    janitor.put(lambda: done.append("stuck"), stuck)
+    passed = threading.Event()
+    janitor.put(passed.set, free)
+    assert passed.wait(30)
+    assert done == []
+    assert janitor.backlog == 1
+    gate.set()
+    janitor.drain()
+    assert done == ["stuck"]
+    janitor.close()
