@@ -81,6 +81,12 @@ GROUPS = (
     Module("waterfall", "one start, step by step", "benchmarks.waterfall", _waterfall),
     Module("burst", "starts a second, 8 threads", _COMPARE, _part("burst"), short=True),
     Module("density", "among many containers", _COMPARE, _part("density"), short=True),
+    Module(
+        "scaling",
+        "a start beside layers and ports, a log's end beside its length",
+        "benchmarks.scaling",
+        _plain,
+    ),
     Module("streams", "output, log, log read back", _COMPARE, _part("streams"), short=True),
     Module(
         "images",

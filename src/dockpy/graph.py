@@ -184,7 +184,9 @@ class Graph:
 
     def _unpacked(self, image: Image, chain: str) -> Path:
         path = self._layers.tree(chain)
-        if not path.is_dir() and self._layers.get(chain) is None:
+        if os.path.isdir(path):
+            return path
+        if self._layers.get(chain) is None:
             raise StoreError(f"{path}: this layer of image {image.short_id} is missing")
         return self._layers.unpacked(chain)
 

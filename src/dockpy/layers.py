@@ -101,6 +101,7 @@ class LayerStore:
         self.directory = root / "layers"
         self._flusher = flusher
         self._trash = trash
+        self._trees: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._holds: Counter[str] = Counter()
         self._unpacking = Unpacking(
@@ -143,7 +144,10 @@ class LayerStore:
 
     def tree(self, chain: str) -> Path:
         """Where a layer's files are, or will be."""
-        return self.directory / chain / DIFF
+        path = self._trees.get(chain)
+        if path is None:  # a start asks for each layer, and joining costs more than looking there
+            path = self._trees[chain] = self.directory / chain / DIFF
+        return path
 
     def unpacked(self, chain: str) -> Path:
         """Where a layer's files are; makes them first when it is packed, which blocks.
@@ -319,6 +323,7 @@ class LayerStore:
                 if self._holds[chain] <= 0:
                     del self._holds[chain]
                     self._trash.discard(self.directory / chain)
+                    self._trees.pop(chain, None)
 
     # -- reading -------------------------------------------------------------------------------
 
