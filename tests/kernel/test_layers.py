@@ -24,6 +24,7 @@ from dockpy.image_config import chain_ids
 from dockpy.layer_streams import STREAM
 from dockpy.layers import META, StagedLayer
 from dockpy.model import Image
+from dockpy.spares import Spare
 from dockpy.unpacking import DIFF
 from reference.tarblocks import END, file
 from stores import (
@@ -338,8 +339,10 @@ def test_an_image_removed_while_a_container_is_made_of_it_leaves_no_half_contain
     base = engine.tags.lookup_image("base")
     real = ContainerFiles.make
 
-    def make(files: ContainerFiles, record: Record, top: os.stat_result) -> None:
-        real(files, record, top)
+    def make(
+        files: ContainerFiles, record: Record, top: os.stat_result, spare: Spare | None
+    ) -> None:
+        real(files, record, top, spare)
         monkeypatch.undo()
         with engine.graph.steady_users():
             engine.tags.delete("base")
