@@ -662,7 +662,7 @@ class Runtime:
             execution.exited(status)
             self._janitor.put(run.forget)
         elif container is None:
-            self._janitor.put(lambda: self._end_of_unknown(run))
+            self._janitor.put(lambda: self._end_of_unknown(run), run.container)
         else:
             container.exited(run, status, when)
 
@@ -907,12 +907,13 @@ class Runtime:
         if isinstance(cgroup, Cgroup):
             cgroup.kill()
         if run.status is not None:
-            self._janitor.put(lambda: self._end_of_unknown(run))
+            self._janitor.put(lambda: self._end_of_unknown(run), run.container)
 
     def _end_of_unknown(self, run: Run) -> None:
-        held = self._held.pop(run.key, None)
         run.forget()
-        if isinstance(held, Cgroup):
+        held = self._held.get(run.key)
+        if isinstance(held, Cgroup):  # else its container was known a moment ago, see `_settle`
+            del self._held[run.key]
             held.remove()
 
     def _warn(self, text: str) -> None:

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -313,3 +314,23 @@ def test_the_next_sees_the_mode_and_owner_of_the_images_root(runtime: Runtime) -
     assert upper(one) == first
     assert stat.S_IMODE(seen.st_mode) == 0o755
     assert (seen.st_uid, seen.st_gid) == (0, 0)
+
+
+def test_an_end_that_is_told_after_the_removal_leaves_no_group(runtime: Runtime) -> None:
+    """The clean-up of a container waits, and another thread tells its end once more."""
+    one = runtime.create(TRUE)
+    while hash(one.id) % 2 == hash("") % 2:  # its own lane is not that of jobs without a key
+        one = runtime.create(TRUE)
+    gate = threading.Event()
+    runtime._janitor.put(gate.wait, one.id)  # type: ignore[arg-type]
+    one.start()
+    one.wait()
+    run = one._run
+    assert run is not None
+    runtime.destroy(one)
+    runtime.container_exited(run, 0, time.time())
+    time.sleep(0.2)
+    gate.set()
+    runtime._janitor.drain()
+    assert one.id not in runtime.cgroups.names()
+    assert run.key not in runtime._held
