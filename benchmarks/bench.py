@@ -39,18 +39,23 @@ class Bench:
         self.results.append(group_record(title, rows, reference))
 
 
-def one_start(runtime: Runtime, network: str = "bridge", ports: tuple[str, ...] = ()) -> float:
-    """create + start + wait + remove of /bin/true, in milliseconds."""
+def one_start(
+    runtime: Runtime,
+    network: str = "bridge",
+    ports: tuple[str, ...] = (),
+    *,
+    image: str = "base",
+    cmd: tuple[str, ...] = ("/bin/true",),
+) -> float:
+    """create + start + wait + remove, in milliseconds."""
     began = time.perf_counter()
-    container = runtime.create(
-        Config(image="base", cmd=("/bin/true",), network_mode=network, port_specs=ports)
-    )
+    container = runtime.create(Config(image=image, cmd=cmd, network_mode=network, port_specs=ports))
     container.start()
     code = container.wait()
     runtime.destroy(container)
     took = (time.perf_counter() - began) * 1e3
     if code != 0:
-        raise RuntimeError(f"/bin/true ended with {code}")
+        raise RuntimeError(f"{cmd[0]} ended with {code}")
     return took
 
 

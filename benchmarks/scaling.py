@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bench import base_archive
+from benchmarks.bench import base_archive, one_start
 from benchmarks.figures import group_record
 from benchmarks.logs import write_log
 from benchmarks.samples import Samples, table
@@ -31,6 +31,8 @@ from dockpy.logs import NAME, copy_log
 
 FIRST_PORT = 20_000
 LINES = 10
+WRITES = ("/bin/sh", "-c", ": > /written")
+"""Its overlay is not used again: each start mounts one."""
 Group = tuple[str, list[Samples]]
 
 
@@ -66,23 +68,6 @@ def save_layered(target: Path, root: Path, name: str, layers: int) -> None:
             tar.addfile(entry, io.BytesIO(content))
 
 
-def one_start(runtime: Runtime, image: str, ports: Sequence[str] = ()) -> float:
-    """create, start, wait and removal of a program that writes to its root, in milliseconds.
-
-    It writes so that its overlay is not used again: each start mounts one.
-    """
-    began = time.perf_counter()
-    container = runtime.create(
-        Config(image=image, cmd=("/bin/sh", "-c", ": > /written"), port_specs=tuple(ports))
-    )
-    code = container.run()
-    runtime.destroy(container)
-    took = (time.perf_counter() - began) * 1e3
-    if code != 0:
-        raise RuntimeError(f"the program ended with {code}")
-    return took
-
-
 def beside_layers(
     runtime: Runtime, directory: Path, root: Path, rounds: int, counts: Sequence[int]
 ) -> Group:
@@ -92,10 +77,10 @@ def beside_layers(
         save_layered(archive, root, f"of{count}", count)
         with open(archive, "rb") as source:
             runtime.load(source)
-        one_start(runtime, f"of{count}")
+        one_start(runtime, image=f"of{count}", cmd=WRITES)
     for _ in range(rounds):
         for count, row in zip(counts, rows, strict=True):
-            row.values.append(one_start(runtime, f"of{count}"))
+            row.values.append(one_start(runtime, image=f"of{count}", cmd=WRITES))
     return "a start beside the layers of its image", rows
 
 
@@ -113,7 +98,9 @@ def beside_ports(runtime: Runtime, rounds: int, counts: Sequence[int]) -> Group:
             holder.start()
             holders.append(holder)
         row = Samples(f"{count} ports published")
-        row.values += [one_start(runtime, "of1", ("19999:80",)) for _ in range(rounds)]
+        row.values += [
+            one_start(runtime, ports=("19999:80",), image="of1", cmd=WRITES) for _ in range(rounds)
+        ]
         rows.append(row)
     for holder in holders:
         runtime.destroy(holder, force=True)

@@ -11,7 +11,6 @@ both are gone, which is right for it.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
@@ -20,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dockpy._below import remove_tree
+from dockpy.archive import remove
 from dockpy.container import Record
 from dockpy.model import State, Status
 from dockpy.records import Flusher, Trash, write
@@ -156,7 +155,7 @@ def state_of(values: Any) -> State:
 def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:
     """Remove a container's run directory, which holds plain files only."""
     if not keep:
-        _remove_whole(Path(directory))
+        remove(Path(directory))
         return
     try:
         names = os.listdir(directory)
@@ -167,14 +166,3 @@ def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:
             os.unlink(f"{directory}/{name}")
     if not set(names) & set(keep):
         os.rmdir(directory)
-
-
-def _remove_whole(directory: Path) -> None:
-    """In one call; nothing there is fine too."""
-    parent = os.open(directory.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        err = remove_tree(parent, os.fsencode(directory.name))
-    finally:
-        os.close(parent)
-    if err and err != errno.ENOENT:
-        raise OSError(err, os.strerror(err), str(directory))

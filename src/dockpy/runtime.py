@@ -249,7 +249,7 @@ class Runtime:
         record = Record(identifier, chosen, time.time(), merged, image.id, config.image)
         try:
             # An image without layers has what every root has.
-            lowers = [*self.graph.lower_directories(image), self.root / "base"]
+            lowers = self._lowers(image)
             spare = self._spares.take(lowers, volatile=merged.auto_remove)
             try:
                 self._files.make(record, os.stat(lowers[0]), spare)
@@ -267,7 +267,7 @@ class Runtime:
             with self._lock:
                 del self._names[chosen]
             with contextlib.suppress(KernelError):  # the next start-up finds it without a record
-                self._discard(record, reusable=False)
+                self._discard(record)
             if isinstance(failure, OSError) and not isinstance(failure, KernelError):
                 raise KernelError(
                     "create container", failure.errno or errno.EIO, failure.filename
@@ -646,7 +646,7 @@ class Runtime:
 
     def lowers_of(self, container: Container) -> Sequence[Path]:
         """The directories below a container's upper, top-most first."""
-        return [*self.graph.lower_directories(container.image), self.root / "base"]
+        return self._lowers(container.image)
 
     def image_of(self, container: Container) -> Image:
         return self.graph.get(container.record.image_id)
@@ -688,6 +688,10 @@ class Runtime:
                 rest.callback(held.remove)
             rest.callback(self._write_down, container, run)
             rest.callback(self.networks.disconnect, record.id)
+
+    def _lowers(self, image: Image) -> Sequence[Path]:
+        """The directories below the uppers of an image's containers, top-most first."""
+        return [*self.graph.lower_directories(image), self.root / "base"]
 
     def _release_held(self) -> None:
         """Close what is kept for containers that go on without this engine."""

@@ -7,7 +7,7 @@ detached and never attached anywhere; a clone of such a mount is possible since 
 (open_tree(2)), before that there are no spares.
 
 A spare is only made of what nobody can have kept a grip on: see `Spares.give`, and
-`assembly.leaves_no_grip`. It is not used for long, for an overlay remembers errors of the disk
+`Assembler._leaves_no_grip`. It is not used for long, for an overlay remembers errors of the disk
 below it, and names that were looked up in vain.
 """
 
