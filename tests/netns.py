@@ -46,11 +46,11 @@ class Namespace:
     def inside(self) -> Iterator[None]:
         """The calling thread is in the namespace, and so is every thread it starts there."""
         with open("/proc/thread-self/ns/net", "rb") as before:
-            _enter(self.descriptor)
+            enter(self.descriptor)
             try:
                 yield
             finally:
-                _enter(before.fileno())
+                enter(before.fileno())
 
     def run(self, *command: str, text: str = "") -> str:
         """A program's output; it must succeed."""
@@ -209,7 +209,7 @@ def _made_in_thread() -> int:
     return found[0]
 
 
-def _enter(descriptor: int) -> None:
+def enter(descriptor: int) -> None:
     if _libc.setns(descriptor, CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

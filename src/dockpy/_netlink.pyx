@@ -234,7 +234,7 @@ cdef void veth(
     Talk *talk, const char *name, size_t name_size, int master, int namespace, int index,
     const char *inner_name, size_t inner_size, const char *hardware, uint32_t mtu,
 ) noexcept nogil:
-    # The pair: our end up and on the bridge, the other in the namespace under its number.
+    # The pair: our end on the bridge, the other in the namespace under its number.
     cdef ifinfomsg *link = <ifinfomsg *> begin(
         talk, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, sizeof(ifinfomsg)
     )
@@ -242,8 +242,6 @@ cdef void veth(
     cdef size_t data
     cdef size_t peer
     cdef ifinfomsg *inside
-    link.ifi_flags = IFF_UP
-    link.ifi_change = IFF_UP
     put(talk, IFLA_IFNAME, name, name_size + 1)
     put(talk, IFLA_MASTER, &master, 4)
     if mtu:
@@ -265,13 +263,21 @@ cdef void veth(
     finish(talk)
 
 
-cdef void without_link_local(Talk *talk, int index) noexcept nogil:
-    # No fe80:: address when the link comes up: nobody speaks IPv6 here, and nothing is announced.
+cdef ifinfomsg *change(Talk *talk, int index, const char *name, size_t name_size) noexcept nogil:
+    # A message about a link that is there, by its number, or by its name where that is 0.
     cdef ifinfomsg *link = <ifinfomsg *> begin(talk, RTM_NEWLINK, 0, sizeof(ifinfomsg))
+    link.ifi_index = index
+    if index == 0:
+        put(talk, IFLA_IFNAME, name, name_size + 1)
+    return link
+
+
+cdef void without_link_local(Talk *talk, int index, const char *name, size_t name_size) noexcept nogil:
+    # No fe80:: address when the link comes up: nobody speaks IPv6 there, and nothing is announced.
     cdef uint8_t mode = IN6_ADDR_GEN_MODE_NONE
     cdef size_t spec
     cdef size_t version
-    link.ifi_index = index
+    change(talk, index, name, name_size)
     spec = put(talk, IFLA_AF_SPEC, NULL, 0)
     version = put(talk, AF_INET6, NULL, 0)
     put(talk, IFLA_INET6_ADDR_GEN_MODE, &mode, 1)
@@ -280,9 +286,8 @@ cdef void without_link_local(Talk *talk, int index) noexcept nogil:
     finish(talk)
 
 
-cdef void up(Talk *talk, int index) noexcept nogil:
-    cdef ifinfomsg *link = <ifinfomsg *> begin(talk, RTM_NEWLINK, 0, sizeof(ifinfomsg))
-    link.ifi_index = index
+cdef void up(Talk *talk, int index, const char *name, size_t name_size) noexcept nogil:
+    cdef ifinfomsg *link = change(talk, index, name, name_size)
     link.ifi_flags = IFF_UP
     link.ifi_change = IFF_UP
     finish(talk)
@@ -377,6 +382,9 @@ def try_cable(
     veth(
         &outside, name, len(name), master, namespace, index, inner_name, len(inner_name), hardware, mtu
     )
+    # A port of a bridge needs no address, and what it announces arrives in the container.
+    without_link_local(&outside, 0, name, len(name))
+    up(&outside, 0, name, len(name))
     for address, prefix, gateway in addresses:
         check_sizes(hardware, address, gateway, gateway_hardware)
         version6 = version6 or len(address) == 16
@@ -384,8 +392,8 @@ def try_cable(
             &outside, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, master, address, len(address), hardware
         )
     if not version6:
-        without_link_local(&inside, index)
-    up(&inside, index)
+        without_link_local(&inside, index, NULL, 0)
+    up(&inside, index, NULL, 0)
     for address, prefix, gateway in addresses:
         addressed(&inside, index, address, len(address), prefix)
         if default_route:

@@ -27,7 +27,6 @@ from dockpy.cgroups import Cgroup, CgroupTree, Limits
 from dockpy.devices import parse_device
 from dockpy.errors import KernelError, RequestError, SupervisorLost
 from dockpy.model import Bind, Config
-from dockpy.namespaces import NamespacePool
 from dockpy.plan import Plan
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, environment
@@ -62,11 +61,11 @@ class Site:
     """Where they are written: on a tmpfs."""
     hostname: str
     network: Network | Literal["none", "host"] = "none"
-    """A namespace with all that belongs in it, the caller's; `none`: a new one with loopback."""
+    """A namespace with all that belongs in it, the caller's; `none`: the child makes one."""
     identity: Identity | None = None
     """Known already (same image, same user, nothing written yet): no look-up."""
-    own_network: bool = False
-    """No other container is in its namespace so far, and neither is the host."""
+    gripless: bool = False
+    """See `Assembler.leaves_no_grip`."""
     spare: Spare | None = None
     """Its overlay, mounted already; the start's from now on."""
 
@@ -120,7 +119,6 @@ class Assembler:
         supervision: Supervision,
         cgroups: CgroupTree,
         filters: FilterCache,
-        namespaces: NamespacePool,
         *,
         available_capabilities: int,
         open_files: tuple[int, int],
@@ -129,7 +127,6 @@ class Assembler:
         self._supervision = supervision
         self._cgroups = cgroups
         self.filters = filters
-        self._namespaces = namespaces
         self.available = available_capabilities
         """All that a privileged program gets."""
         self._open_files = open_files
@@ -210,13 +207,13 @@ class Assembler:
         config = site.config
         if site.spare is not None:
             tree = site.spare.tree
-            spare = site.spare if self._leaves_no_grip(site) else None
+            spare = site.spare if site.gripless else None
             site.spare.note_start()
             return tree, spare, pile.add(site.spare.clone())
         upper, work = site.directory / UPPER, site.directory / WORK
         tree = mounts.overlay(site.lowers, upper, work, volatile=config.auto_remove)
         pile.add(tree)
-        if not self._clones or not self._leaves_no_grip(site):
+        if not self._clones or not site.gripless:
             return tree, None, tree
         spare = spare_of(site.lowers, site.directory, tree, volatile=config.auto_remove)
         if spare is None:
@@ -229,16 +226,16 @@ class Assembler:
             self._clones = False
             return tree, None, tree
 
-    def _leaves_no_grip(self, site: Site) -> bool:
-        """Whether no process outside can have got descriptors of its files from its processes.
+    def leaves_no_grip(self, config: Config, *, own_network: bool) -> bool:
+        """Whether no process outside can get descriptors from a container's processes.
 
         They would have to meet at a socket: in a file they share, or by its abstract name in a
-        network namespace they share.
+        network namespace they share. `own_network`: no other container is in its namespace so
+        far, and neither is the host. Nor can its processes change what is set in that namespace.
         """
-        config = site.config
         return (
             not (config.privileged or config.binds or config.volumes or config.devices)
-            and site.own_network
+            and own_network
             and config.seccomp == "default"
             and not self.capabilities(config) & ~DEFAULT
         )
@@ -277,8 +274,7 @@ class Assembler:
         ]
         trace.mark(DAEMON, "/etc files written, binds cloned")
         capabilities = self.capabilities(config)
-        ready = self._network(pile, site.network)
-        trace.mark(DAEMON, "network namespace taken")
+        ready = site.network
         spec = StartSpec(
             root_slot=0,
             argv=command(config),
@@ -334,17 +330,6 @@ class Assembler:
             trace=trace,
             labels=plan.labels if trace.on else (),
         )
-
-    def _network(
-        self, pile: Pile, wanted: Network | Literal["none", "host"]
-    ) -> Network | Literal["none", "host"]:
-        """A namespace made ahead, where there is one and the child wants its own."""
-        ready = self._namespaces.take() if wanted == "none" else None
-        if ready is None:
-            return wanted
-        for descriptor in ready.descriptors():
-            pile.add(descriptor)
-        return ready
 
     def rlimits(self, config: Config) -> tuple[tuple[int, int, int], ...]:
         """The asked ones; open files otherwise as the engine found them, not as it raised them."""

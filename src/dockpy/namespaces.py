@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 READY = 4
 PAUSE = 0.02
 """Seconds after which one that was taken is replaced, while there are enough."""
+MOST = 32
+"""What is given back beyond that is let go of."""
+QUIET = 1.0
+"""Seconds without a `take` after which there are no more than were made ahead."""
 T = TypeVar("T")
 
 
@@ -38,14 +43,27 @@ class ReadyPool(Generic[T]):
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._asked = 0.0
 
     def take(self) -> T | None:
         """One of them, from now on the caller's; None when none is ready."""
         with self._changed:
             self._begin()
+            self._asked = time.monotonic()
             found = self._ready.popleft() if self._ready else None
-            self._changed.notify_all()
+            if len(self._ready) < self._most:
+                self._changed.notify_all()
             return found
+
+    def give(self, one: T) -> bool:
+        """Take one back that is as it was; False: there are enough, it stays the caller's."""
+        with self._changed:
+            if self._closed or self._thread is None or len(self._ready) >= MOST:
+                return False
+            self._ready.append(one)
+            if len(self._ready) == self._most + 1:
+                self._changed.notify_all()
+            return True
 
     @property
     def count(self) -> int:
@@ -85,11 +103,17 @@ class ReadyPool(Generic[T]):
     def _fill(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self._ready) < self._most or self._closed)
-                # Not at once: the start that took one has the processors to itself.
-                self._changed.wait_for(lambda: self._low or self._closed, PAUSE)
+                surplus = self._surplus()
+                if not surplus and not self._closed:
+                    # Not at once: the start that took one has the processors to itself.
+                    self._changed.wait_for(lambda: self._low or self._closed, PAUSE)
                 if self._closed:
                     return
+                wanted = len(self._ready) < self._most
+            for one in surplus:
+                self._drop(one)
+            if not wanted:
+                continue
             try:
                 made = self._make()
             except DockpyError as error:
@@ -100,6 +124,16 @@ class ReadyPool(Generic[T]):
                 return
             with self._changed:
                 self._ready.append(made)
+
+    def _surplus(self) -> list[T]:
+        """Wait until too few are ready, or until nobody has wanted the many that are."""
+        while len(self._ready) >= self._most and not self._closed:
+            many = len(self._ready) > self._most
+            idle = self._asked + QUIET - time.monotonic()
+            if many and idle <= 0:
+                return [self._ready.popleft() for _ in range(len(self._ready) - self._most)]
+            self._changed.wait(idle if many else None)
+        return []
 
 
 class NamespacePool(ReadyPool[Network]):

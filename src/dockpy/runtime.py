@@ -47,7 +47,7 @@ from dockpy.names import generate_id, random_name, validate_name
 from dockpy.namespaces import NamespacePool
 from dockpy.network.manager import Connection, NetworkManager
 from dockpy.network.portalloc import PortInUse
-from dockpy.network.values import Lease, Network, NetworkSettings, Owner, Wish
+from dockpy.network.values import HOST, Lease, Network, NetworkSettings, Owner, Wish
 from dockpy.places import (
     DEFAULT_ROOT,
     cgroup_name,
@@ -79,6 +79,8 @@ Attachments = list[Attachment]
 Selection = list[Selected]
 """`Runtime` has a method called list."""
 
+NOTHING = Lease()
+"""Of the network `none`."""
 LANES = 2
 """Containers that are cleaned up after at once."""
 BACKLOG = 64
@@ -195,7 +197,6 @@ class Runtime:
                 self._supervision,
                 self.cgroups,
                 filters,
-                namespaces,
                 available_capabilities=own_capabilities(),
                 open_files=open_files,
                 log_root=CONTAINERS,
@@ -466,7 +467,11 @@ class Runtime:
         fresh = not container.state.started_at
         key = (image.id, config.user)
         hostname = self._hostname(record)
-        with self._network_of(record) as (network, lease):
+        shut = self._assembler.leaves_no_grip(
+            config,
+            own_network=config.network_mode != "host" and not connecting.is_shared(config),
+        )
+        with self._network_of(record, returnable=shut) as (network, lease):
             trace.mark(DAEMON, "network connected")
             site = Site(
                 id=record.id,
@@ -484,7 +489,7 @@ class Runtime:
                 network=network,
                 hostname=hostname,
                 identity=self._identities.get(key) if fresh else None,
-                own_network=not connecting.is_shared(config) and network != "host",
+                gripless=shut,
             )
             if record.id in self._marked:
                 self._unmark(record, None)
@@ -512,28 +517,29 @@ class Runtime:
 
     @contextlib.contextmanager
     def _network_of(
-        self, record: Record
+        self, record: Record, *, returnable: bool
     ) -> Iterator[tuple[Namespace | Literal["none", "host"], Lease]]:
         """The network of a start, given back when the start fails."""
         mode = record.config.network_mode
-        connection = self._connect(record)
+        connection = self._connect(record, returnable=returnable)
         directory = self.run / "containers" / record.id
         try:
             if connection is None:
                 yield "host" if mode == "host" else "none", Lease()
             else:
-                connecting.keep(directory, connection.lease)
+                if connection.lease != NOTHING:
+                    connecting.keep(directory, connection.lease)
                 yield connection.namespace, connection.lease
         except BaseException:
             self.networks.disconnect(record.id)
-            self._janitor.put(lambda: self._files.clear_run(record.id, keep=(RECORD,)), record.id)
+            self._files.clear_run(record.id, keep=(RECORD,))  # now: it may be started again
             raise
         finally:
             if connection is not None:
                 connection.close()
 
-    def _connect(self, record: Record) -> Connection | None:
-        """The network of a start; None for `none` and `host`."""
+    def _connect(self, record: Record, *, returnable: bool) -> Connection | None:
+        """The network of a start; None for `host`, and for `none` when nothing is ready."""
         config = record.config
         if connecting.is_shared(config):
             other = self.get(connecting.shared_with(config))
@@ -541,14 +547,16 @@ class Runtime:
                 raise Conflict(f"container {other.name} does not run; start it first")
             other.exposed = True  # by abstract sockets
             return self.networks.share(other.id, other.state.pid)
-        if not connecting.has_network(config):
+        if config.network_mode == HOST:
             return None
+        if not connecting.has_network(config):
+            return self.networks.isolate(record.id, returnable=returnable)
         owner, wanted = Owner(record.id, record.name), connecting.wanted(config)
         try:
-            return self.networks.connect(owner, wanted)
+            return self.networks.connect(owner, wanted, returnable=returnable)
         except PortInUse:
             self._janitor.drain()  # by a container that has just ended, perhaps
-            return self.networks.connect(owner, wanted)
+            return self.networks.connect(owner, wanted, returnable=returnable)
 
     def _linked(self, record: Record) -> Sequence[str]:
         """Lines for /etc/hosts of the containers it is linked to."""
@@ -612,6 +620,8 @@ class Runtime:
         if container.config.auto_remove:
             self._gone.remember(container.id, container.state.exit_code)
             self._unregister(container)
+        if not container.exposed:
+            self.networks.reclaim(container.id)
         self._janitor.put(lambda: self._settle(container, run), container.id)
 
     @contextlib.contextmanager

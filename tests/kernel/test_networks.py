@@ -130,11 +130,13 @@ def test_containers_reach_each_other_and_the_host_reaches_them(runtime: Runtime)
         assert output(runtime, talk(address)) == "hello from server\n"
 
 
-def test_addresses_are_given_back_and_used_again_late(runtime: Runtime) -> None:
+def test_addresses_that_were_used_are_given_back_and_used_again_late(runtime: Runtime) -> None:
+    script = "nc 127.0.0.1 9 </dev/null; sleep 600"
     seen = set()
     for _ in range(3):
-        with running(runtime) as container:
+        with running(runtime, "sh", "-c", script) as container:
             seen.add(address_of(runtime, container))
+            container.kill()
         assert runtime.networks.lease(container.id) is None
     assert len(seen) == 3
 

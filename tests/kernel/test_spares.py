@@ -276,6 +276,14 @@ def test_a_start_that_fails_unmounts_what_it_was_given(runtime: Runtime) -> None
     assert next_upper(runtime) != used
 
 
+def test_a_start_right_after_one_that_failed_fails_for_the_same_reason(runtime: Runtime) -> None:
+    """What is cleaned up of the first is not taken from under the second."""
+    one = runtime.create(TRUE.with_(cmd=("no-such-program",)))
+    for _ in range(100):
+        with pytest.raises(RequestError, match="no-such-program"):
+            one.start()
+
+
 def test_they_are_few_and_not_for_long(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spares, "MOST", 2)
     monkeypatch.setattr(spares, "AGE", 0.3)

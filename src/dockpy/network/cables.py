@@ -15,7 +15,13 @@ from dockpy._netlink import try_cable, try_forget_neighbours, try_remove_link
 from dockpy.errors import KernelError
 from dockpy.network.values import Endpoint
 
-STEPS = ("make the cable", "note the address", "note the IPv6 address")
+STEPS = (
+    "make the cable",
+    "keep the cable silent",
+    "turn the cable on",
+    "note the address",
+    "note the IPv6 address",
+)
 KEPT = 2
 """Sockets that wait for the next conversation."""
 PREFIX = "dv"

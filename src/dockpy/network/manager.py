@@ -39,6 +39,7 @@ from dockpy.network.cables import Layer
 from dockpy.network.entries import Bridge, Cable
 from dockpy.network.firewall import Firewall
 from dockpy.network.hostservers import only_the_host_can_ask
+from dockpy.network.lending import Lending, Loan
 from dockpy.network.live import LiveNetwork
 from dockpy.network.naming import Leases
 from dockpy.network.portalloc import PortAllocator
@@ -94,6 +95,8 @@ class _Cabled:
 
     namespace: Namespace
     endpoint: Endpoint
+    alike: bool
+    """In the default network without a wish, as all that are laid ahead."""
 
 
 class NetworkManager:
@@ -111,6 +114,7 @@ class NetworkManager:
         self._lock = threading.RLock()
         self._live: dict[str, LiveNetwork] = {}
         self._leases = Leases()
+        self._lending = Lending()
         self._resolver = Resolver(self._leases, Path(etcfiles.RESOLV))
         self._ready: ReadyPool[_Cabled] = ReadyPool(
             "cables", self._cable_ahead, self._drop_cabled, READY
@@ -218,10 +222,22 @@ class NetworkManager:
 
     # -- containers ----------------------------------------------------------------------------
 
-    def connect(self, owner: Owner, wanted: Wanted) -> Connection:
+    def isolate(self, container: str, *, returnable: bool) -> Connection | None:
+        """A namespace without a way out; None when none is ready.
+
+        `returnable`: nobody outside can get a grip on it, nor its processes change it.
+        """
+        namespace = self._namespaces.take()
+        if namespace is None:
+            return None
+        theirs = self._lending.lend(container, namespace) if returnable else None
+        return Connection(theirs or namespace, Lease())
+
+    def connect(self, owner: Owner, wanted: Wanted, *, returnable: bool = False) -> Connection:
         """A namespace in the wanted network and those it joined, its ports published.
 
-        On an error nothing is left. NotFound, PoolExhausted, NoFirewall, KernelError.
+        `returnable`: see `isolate`. On an error nothing is left. NotFound, PoolExhausted,
+        NoFirewall, KernelError.
         """
         network = self.get(wanted.network)
         live = self._live_network(network)
@@ -240,10 +256,13 @@ class NetworkManager:
                     endpoints.append(extra)
             lease = Lease(endpoints=tuple(endpoints), dns=wanted.dns)
             lease = self._publish(owner, lease, wanted.bindings)
+            theirs = None
+            if returnable and cabled.alike and len(endpoints) == 1 and not lease.published:
+                theirs = self._lending.lend(owner.id, cabled.namespace, cabled.endpoint)
             with self._lock:
                 self._leases[owner.id] = owner, lease
             undo.pop_all()
-        return Connection(cabled.namespace, lease)
+        return Connection(theirs or cabled.namespace, lease)
 
     def share(self, other: str, pid: int) -> Connection:
         """The network of another container that runs: process `pid` is in it. Conflict."""
@@ -279,8 +298,24 @@ class NetworkManager:
         if self._live:
             self.firewall.settle()
 
+    def reclaim(self, container: str) -> None:
+        """Take back what was lent to a container that has just ended, if it went unused.
+
+        Nobody got a grip on it meanwhile, and all processes in it are gone. Takes a few reads of
+        small files, so that the next start has it at once; `disconnect` does the rest.
+        """
+        loan = self._lending.back(container)
+        if loan is None:
+            return
+        if loan.unused and self._take_back(loan):
+            with self._lock:
+                self._leases.pop(container, None)
+        else:
+            drop_network(loan.namespace)
+
     def disconnect(self, container: str) -> None:
         """Give back what a container had, once it has ended. Nothing happens for an unknown one."""
+        self._lending.forget(container)
         with self._lock:
             found = self._leases.pop(container, None)
         if found is None:
@@ -294,6 +329,7 @@ class NetworkManager:
 
     def join(self, owner: Owner, network: Network, wish: Wish, pid: int) -> Lease:
         """Put a running container into one more network; its new lease. Conflict."""
+        self._lending.forget(owner.id)
         with self._lock:
             found = self._leases.get(owner.id)
             lease = found[1] if found else Lease()
@@ -316,6 +352,7 @@ class NetworkManager:
 
     def part(self, owner: Owner, network: Network) -> Lease:
         """Take a running container out of a network; its new lease. Conflict: it is not in it."""
+        self._lending.forget(owner.id)
         with self._lock:
             found = self._leases.get(owner.id)
             lease = found[1] if found else Lease()
@@ -368,6 +405,7 @@ class NetworkManager:
     def close(self) -> None:
         """Let go. Where no container runs any more, bridges and tables go too."""
         self._ready.close()
+        self._lending.close()
         with self._lock:
             self._closed = True
             used = {one.network for _, lease in self._leases.values() for one in lease.endpoints}
@@ -532,25 +570,32 @@ class NetworkManager:
             return None
 
     def _cabled(self, live: LiveNetwork, wish: Wish) -> _Cabled:
-        if live.network.default and wish == ANYHOW:
+        alike = live.network.default and wish == ANYHOW
+        if alike:
             ready = self._ready.take()
             if ready is not None:
                 return ready
-        namespace = self._namespaces.take() or make_network()
+        return self._cable(live, self._namespaces.take() or make_network(), wish, alike=alike)
+
+    def _cable_ahead(self) -> _Cabled:
+        live = self._live_network(self._default())
+        return self._cable(live, make_network(), ANYHOW, alike=True)
+
+    def _cable(
+        self, live: LiveNetwork, namespace: Namespace, wish: Wish, *, alike: bool
+    ) -> _Cabled:
+        """Lay the cable of a namespace, which is closed on an error."""
         try:
-            return _Cabled(namespace, self._lay(live, namespace.namespace, wish, 0))
+            return _Cabled(namespace, self._lay(live, namespace.namespace, wish, 0), alike)
         except BaseException:
             drop_network(namespace)
             raise
 
-    def _cable_ahead(self) -> _Cabled:
-        live = self._live_network(self._default())
-        namespace = make_network()
-        try:
-            return _Cabled(namespace, self._lay(live, namespace.namespace, ANYHOW, 0))
-        except BaseException:
-            drop_network(namespace)
-            raise
+    def _take_back(self, loan: Loan) -> bool:
+        """Put an unused namespace where the next start finds it; False: there are enough."""
+        if loan.endpoint is None:
+            return self._namespaces.give(loan.namespace)
+        return self._ready.give(_Cabled(loan.namespace, loan.endpoint, alike=True))
 
     def _drop_cabled(self, cabled: _Cabled) -> None:
         drop_network(cabled.namespace)
