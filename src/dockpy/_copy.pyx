@@ -1079,6 +1079,12 @@ cdef size_t batch_limit(Container *container) noexcept nogil:
     return <size_t> limit
 
 
+cdef bint says_something(Source *source) noexcept nogil:
+    # Who says nothing has no log: its end alone is no reason to make one.
+    cdef int waiting
+    return ioctl(source.fd, FIONREAD, &waiting) != 0 or waiting > 0
+
+
 cdef int take_batch(Loop *loop, Container *container, Source *source) noexcept nogil:
     # 1: a batch was moved; 0: nothing there now; -1: the other end is closed.
     cdef size_t limit = batch_limit(container)
@@ -1086,7 +1092,7 @@ cdef int take_batch(Loop *loop, Container *container, Source *source) noexcept n
     cdef ssize_t moved
     cdef ssize_t got
     cdef size_t done = 0
-    if container.log_path != NULL and container.log < 0:
+    if container.log_path != NULL and container.log < 0 and says_something(source):
         open_log(loop, container)
     journal.key = container.key
     journal.stream = stream_of(source)

@@ -24,10 +24,8 @@ from dockpy.container import Record
 from dockpy.model import State, Status
 from dockpy.records import Flusher, Trash, write
 from dockpy.settings import from_json, to_json
-from dockpy.spares import Spare
+from dockpy.spares import RECORD, STATE, WORN, Spare
 
-RECORD = "config.json"
-STATE = "state.json"
 WRITTEN = "written"
 """In a container's directory while files are copied into it and it does not run."""
 
@@ -60,11 +58,17 @@ class ContainerFiles:
             os.mkdir(self._passing / record.id, 0o700)
             write(self._passing / record.id / RECORD, encode_record(record))
         else:
-            write(self._lasting / record.id / RECORD, encode_record(record), self._flusher)
+            self._write(record, RECORD, encode_record(record))
 
     def write_state(self, record: Record, state: State) -> None:
         """Put the state down, at one moment."""
-        write(self._lasting / record.id / STATE, encode_state(state), self._flusher)
+        self._write(record, STATE, encode_state(record.id, state))
+
+    def _write(self, record: Record, name: str, data: bytes) -> None:
+        """Each record says whose it is: written over another's, it may be that one's after a
+        power cut."""
+        path = self._lasting / record.id / name
+        write(path, data, self._flusher, worn=WORN.format(name))
 
     def mark(self, record: Record) -> None:
         """From now on its files are written although it does not run; see `WRITTEN`."""
@@ -137,19 +141,24 @@ def record_of(values: Any, identifier: str) -> Record:
     )
 
 
-def encode_state(state: State) -> bytes:
+def encode_state(identifier: str, state: State) -> bytes:
     """state.json."""
-    return json.dumps(asdict(state) | {"status": state.status.value}).encode()
+    values = {"id": identifier} | asdict(state) | {"status": state.status.value}
+    return json.dumps(values).encode()
 
 
-def state_of(values: Any) -> State:
-    """What `encode_state` wrote; of None, that it was never started.
+def state_of(values: Any, identifier: str) -> State:
+    """What `encode_state` wrote for that container; of None, that it was never started.
 
     Raises LookupError, TypeError, ValueError.
     """
     if values is None:
         return State()
-    return State(**(values | {"status": Status(values["status"])}))
+    said = dict(**values)  # TypeError for anything else
+    owner = said.pop("id", identifier)  # an earlier one says no id
+    if owner != identifier:
+        raise ValueError(f"the state of another container, {owner!r}")
+    return State(**(said | {"status": Status(said["status"])}))
 
 
 def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from dockpy.container import Record
-from dockpy.container_files import RECORD, STATE, WRITTEN, record_of, state_of
+from dockpy.container_files import WRITTEN, record_of, state_of
 from dockpy.errors import KernelError, TornRecord
 from dockpy.index import Entry, RecordIndex
 from dockpy.model import State, Status
 from dockpy.records import TEMPORARY, Flusher, Trash, read_json, set_aside
+from dockpy.spares import RECORD, STATE
 
 LOST_WITH_HOST = 255
 """Exit code of a container that ran when the host went down: nobody saw its end."""
@@ -84,7 +85,7 @@ class Loading:
             return None
         try:
             record, state = entry.values
-            found = Found(record_of(record, entry.name), state_of(state))
+            found = Found(record_of(record, entry.name), state_of(state, entry.name))
         except (LookupError, TypeError, ValueError):
             return None  # the records will tell what is wrong
         self._index.keep(entry, entry.values)
@@ -123,7 +124,7 @@ class Loading:
     def _read_state(self, path: str, entry: Entry) -> dict[str, Any] | None:
         try:
             values = entry.read_json(1, path)
-            state_of(values)
+            state_of(values, entry.name)
         except (OSError, TornRecord, LookupError, TypeError, ValueError) as error:
             self._warn(f"{path}: {error}; set aside as {set_aside(Path(path)).name}")
             return None
@@ -135,7 +136,7 @@ def _judge(record: Record, written: Any, entry: Entry, *, marked: bool) -> Found
 
     Raises as `state_of`, and KernelError when the last mount cannot be told.
     """
-    state = state_of(written)
+    state = state_of(written, record.id)
     _, _, state_file, mount = entry.sights
     if mount.error:
         raise KernelError("look at container", mount.error, f"{entry.name}/work/work")

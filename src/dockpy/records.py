@@ -30,15 +30,21 @@ _PIECE = 64 << 10  # bytes
 _MANY = 16  # beyond it one syncfs is cheaper than a journal commit per file
 
 
-def write(path: Path, data: bytes, flusher: Flusher | None = None) -> None:
+def write(
+    path: Path, data: bytes, flusher: Flusher | None = None, *, worn: str | None = None
+) -> None:
     """Put `data` at `path`, replacing what is there at one moment. The directory must exist.
 
     On return every reader sees the new record; `flusher` takes it to the disk soon after.
+    `worn`: a file beside it that nobody needs or reads, perhaps: the record is written over it.
+    Who reads the record after a power cut may then find what that file said.
     Raises KernelError (ENOSPC, ENOENT, ...) and leaves the old record as it was.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = _open_worn(path, worn, temporary) if worn else -1
+        if fd < 0:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             view = memoryview(data)
             while view:
@@ -52,6 +58,15 @@ def write(path: Path, data: bytes, flusher: Flusher | None = None) -> None:
         raise KernelError("write record", refusal.errno or errno.EIO, str(path)) from refusal
     if flusher is not None:
         flusher.wrote(path)
+
+
+def _open_worn(path: Path, worn: str, temporary: Path) -> int:
+    """The file, empty and called `temporary` from now on: nobody else takes it. -1: not there."""
+    try:
+        os.rename(path.with_name(worn), temporary)
+        return os.open(temporary, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
 
 
 def read_json(path: Path | str) -> Any:

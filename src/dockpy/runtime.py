@@ -24,7 +24,7 @@ from dockpy.cgroups import Cgroup, CgroupTree, Hierarchies
 from dockpy.closing import LateCloser
 from dockpy.committing import Commit, commit, stage_upper
 from dockpy.container import Container, Record
-from dockpy.container_files import RECORD, ContainerFiles
+from dockpy.container_files import ContainerFiles
 from dockpy.entering import Entry, enter
 from dockpy.errors import (
     Conflict,
@@ -63,7 +63,7 @@ from dockpy.registry.names import resolve
 from dockpy.registry.service import Registries
 from dockpy.seccomp import FilterCache
 from dockpy.settings import command, merge, merge_environment
-from dockpy.spares import Spares
+from dockpy.spares import RECORD, Spares
 from dockpy.spawn import Network as Namespace
 from dockpy.supervision import Attachment, Run, Streams, Supervision
 from dockpy.supervisor import CONTAINERS

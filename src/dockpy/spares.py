@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from dockpy.closing import LateCloser
 from dockpy.mounts import clone_tree
-from dockpy.records import Trash
+from dockpy.records import TEMPORARY, Trash
 
 MOST = 32
 """Of one engine, those of containers that could be started again among them."""
@@ -33,9 +33,13 @@ AGE = 10.0
 """Seconds after its mount during which a spare is given to a container."""
 
 UPPER, WORK = "upper", "work"
+RECORD, STATE = "config.json", "state.json"
+RECORDS = (RECORD, STATE)
 MOUNTED = f"{WORK}/work"
 """Made by the kernel at each mount: its time of change tells of the last start."""
 VOLATILE = f"{MOUNTED}/incompat/volatile"
+WORN = TEMPORARY + "{}-worn"
+"""What the files of the container before are called until the next one writes over them."""
 
 Key = tuple[tuple[Path, ...], bool]
 """The lowers, top-most first, and whether nothing is flushed."""
@@ -153,13 +157,16 @@ class Spares:
     def give(self, spare: Spare, place: Path) -> None:
         """The directory, now `place` in the trash, of a container that is removed.
 
-        What lies in there but upper and work goes. Nobody may have a descriptor of the container's
-        files, who could reach the next one's by it.
+        What lies in there but upper and work goes, or is written over by the next one's if it is
+        a record. Nobody may have a descriptor of the container's files, who could reach the next
+        one's by it.
         """
         spare.place = place
         with contextlib.suppress(OSError):
             for name in os.listdir(place):
-                if name not in (UPPER, WORK):
+                if name in RECORDS:
+                    os.rename(f"{place}/{name}", f"{place}/{WORN.format(name)}")
+                elif name not in (UPPER, WORK) and not name.startswith(TEMPORARY):
                     os.unlink(f"{place}/{name}")
             os.utime(f"{place}/{MOUNTED}", ns=(0, 0))  # its next container was never started
             if self._fresh(spare) and spare.untouched and self._add(spare):

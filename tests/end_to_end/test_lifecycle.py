@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,12 @@ def test_a_container_is_found_by_id_prefix_and_name(dockpy: Client) -> None:
     identifier = dockpy.detached("--name", "found", "base", "sleep", "60")
     for reference in (identifier, identifier[:12], identifier[:6], "found"):
         assert dockpy.field(reference, "{{.Id}}") == identifier
+
+
+def test_inspect_tells_where_the_log_is(dockpy: Client) -> None:
+    identifier = dockpy.detached("base", "echo", "told")
+    dockpy.ok("wait", identifier)
+    assert "told" in Path(dockpy.field(identifier, "{{.LogPath}}")).read_text()
 
 
 def test_inspect_is_json_and_takes_several(dockpy: Client) -> None:

@@ -339,6 +339,21 @@ def test_a_torn_state_is_set_aside_and_the_container_is_there(host: Host, text: 
         assert (runtime.get("one").state.exit_code, runtime.warnings) == (3, [])
 
 
+def test_the_state_of_another_container_is_not_taken_for_this_ones(host: Host) -> None:
+    """What a power cut may leave of a record that was written over another's."""
+    with host.engine() as runtime:
+        one, other = runtime.create(shell("exit 3")), runtime.create(shell("exit 4"))
+        one.run()
+        other.run()
+        runtime._janitor.drain()
+    shutil.copy(other.directory / "state.json", one.directory / "state.json")
+    with host.engine() as runtime:
+        assert ["the state of another" in text for text in runtime.warnings] == [True]
+        found = runtime.get(one.id).state
+        assert (found.status, found.exit_code) == (Status.EXITED, HOST_WENT_DOWN)
+        assert runtime.get(other.id).state.exit_code == 4
+
+
 def test_torn_names_of_images_are_told_and_the_images_stay(host: Host) -> None:
     (host.root / "repositories.json").write_bytes(b'{"base": {"lat')
     with host.engine() as runtime:

@@ -326,6 +326,16 @@ def test_rotation_keeps_every_line_in_few_files(running: Running, tmp_path: Path
     assert max(one.stat().st_size for one in files) < 1.5 * 200_000
 
 
+@pytest.mark.parametrize(("script", "said"), [("", None), ("sleep 0.1", None), ("printf x", "x")])
+def test_who_says_nothing_has_no_log(
+    running: Running, tmp_path: Path, script: str, said: str | None
+) -> None:
+    log = tmp_path / "container.log"
+    running.start(1, ["/bin/sh", "-c", script], log)
+    running.wait_for(EXITED, 1)
+    assert (text(log) if log.exists() else None) == said
+
+
 def test_log_of_one_file_is_cut_when_it_is_full(running: Running, tmp_path: Path) -> None:
     log = tmp_path / "container.log"
     running.start(1, ["/usr/bin/seq", "1", "30000"], log, log_max_size=100_000, log_max_file=1)

@@ -73,10 +73,13 @@ def test_who_wrote_nothing_leaves_its_upper_to_the_next(runtime: Runtime) -> Non
     assert said == b"of the first\n"
     second = runtime.create(TRUE)
     assert upper(second) == first
-    assert sorted(os.listdir(second.directory)) == ["config.json", "upper", "work"]
+    names = [".tmp-state.json-worn", "config.json", "upper", "work"]
+    assert sorted(os.listdir(second.directory)) == names
     assert second.run() == 0
     assert list(second.read_log()) == []
     assert second.changes() == []
+    runtime._janitor.drain()
+    assert sorted(os.listdir(second.directory)) == ["config.json", "state.json", "upper", "work"]
     third = runtime.create(TRUE)
     assert upper(third) != first
 

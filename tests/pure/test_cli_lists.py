@@ -373,7 +373,7 @@ def test_inspect_has_dockers_keys(caller: Caller, three: list[FakeContainer]) ->
     assert found["Image"] == f"sha256:{'1' * 64}"
     assert found["Config"]["Labels"] == {"b": "1", "tier": "web"}
     assert found["Config"]["Hostname"] == "b" * 12
-    assert found["LogPath"] == f"/var/lib/dockpy/containers/{'b' * 64}/log/container.log"
+    assert found["LogPath"] == f"/var/lib/dockpy/containers/{'b' * 64}/container.log"
     assert found["NetworkSettings"]["Networks"].keys() == {"bridge"}
 
 

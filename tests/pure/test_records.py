@@ -38,6 +38,34 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert caught.value.errno == errno.ENOENT
 
 
+def test_a_record_is_written_over_a_worn_one(tmp_path: Path) -> None:
+    (tmp_path / "worn").write_bytes(b"what another one said, which is longer")
+    number = (tmp_path / "worn").stat().st_ino
+    write(tmp_path / "r", b"1", worn="worn")
+    assert (tmp_path / "r").read_bytes() == b"1"
+    assert (tmp_path / "r").stat().st_ino == number
+    write(tmp_path / "r", b"2", worn="worn")
+    assert (tmp_path / "r").read_bytes() == b"2"
+    assert names(tmp_path) == ["r"]
+
+
+def test_a_worn_record_serves_one_of_many_at_once(tmp_path: Path) -> None:
+    for turn in range(200):
+        (tmp_path / "worn").touch()
+        both = [
+            threading.Thread(
+                target=write, args=(tmp_path / name, name.encode() * 9), kwargs={"worn": "worn"}
+            )
+            for name in "abcd"
+        ]
+        for one in both:
+            one.start()
+        for one in both:
+            one.join()
+        assert [(tmp_path / one).read_text() for one in "abcd"] == [one * 9 for one in "abcd"], turn
+    assert names(tmp_path) == ["a", "b", "c", "d"]
+
+
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b'{"a": ', b"\xff\xfe", b"[" * 100_000])
 def test_a_torn_record_is_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_bytes(data)

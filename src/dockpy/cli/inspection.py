@@ -58,7 +58,7 @@ def container_values(
         "ResolvConfPath": str(files / "resolv.conf"),
         "HostnamePath": str(files / "hostname"),
         "HostsPath": str(files / "hosts"),
-        "LogPath": str(directory / "log" / "container.log"),
+        "LogPath": str(directory / "container.log"),
         "Name": f"/{container.name}",
         "RestartCount": 0,
         "Driver": DRIVER,
