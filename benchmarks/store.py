@@ -37,7 +37,7 @@ LOOK_UPS = 1000
 class Unhurried(Flusher):
     """Does not wait for the disk: this is about what comes after."""
 
-    def wrote(self, path: Path) -> None:
+    def wrote(self, path: Path | str) -> None:
         del path
 
     def flush(self, *trees: Path) -> None:

@@ -372,6 +372,23 @@ def remove_tree(int directory, bytes name not None) -> int:
     return err
 
 
+def remove_directories(list directories not None, bytes name not None) -> list:
+    """Remove the empty directory `name` in each of at most 32: errno or 0 for each, all tried."""
+    cdef const char *text = name
+    cdef int inside[32]
+    cdef int found[32]
+    cdef Py_ssize_t count = len(directories)
+    cdef Py_ssize_t i
+    if count > 32:
+        raise ValueError("too many directories")
+    for i in range(count):
+        inside[i] = directories[i]
+    with nogil:
+        for i in range(count):
+            found[i] = 0 if unlinkat(inside[i], text, AT_REMOVEDIR) == 0 else errno
+    return [found[i] for i in range(count)]
+
+
 def open_below(int root, bytes path not None, bint by_hand) -> tuple[int, int]:
     """(O_PATH descriptor of a directory, 0) or (-1, errno): so tests can compare both walks."""
     cdef const char *text = path

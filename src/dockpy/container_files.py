@@ -19,8 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dockpy.archive import remove
+from dockpy._below import remove_tree
 from dockpy.container import Record
+from dockpy.errors import KernelError
 from dockpy.model import State, Status
 from dockpy.records import Flusher, Trash, write
 from dockpy.settings import from_json, to_json
@@ -29,18 +30,22 @@ from dockpy.spares import RECORD, STATE, WORN, Spare
 WRITTEN = "written"
 """In a container's directory while files are copied into it and it does not run."""
 
-Give = Callable[[Path], object]
+Give = Callable[[str], object]
 
 
 class ContainerFiles:
     """The files of all containers of one engine. Errors are KernelError or OSError."""
 
     def __init__(self, root: Path, run: Path, flusher: Flusher, trash: Trash) -> None:
-        self._lasting = root / "containers"
-        self._passing = run / "containers"
+        self._lasting = f"{root}/containers"
+        self._passing = f"{run}/containers"
+        self._passing_directory = os.open(self._passing, os.O_RDONLY | os.O_DIRECTORY)
         self._flusher = flusher
         self._trash = trash
-        self._withdrawn: dict[str, Path] = {}
+        self._withdrawn: dict[str, str] = {}
+
+    def close(self) -> None:
+        os.close(self._passing_directory)
 
     def make(self, record: Record, top: os.stat_result, spare: Spare | None = None) -> None:
         """The directories and the record, the record last. On failure `discard` what there is.
@@ -48,15 +53,15 @@ class ContainerFiles:
         `top`: the root directory of its image; an overlay shows the mode and owner of its upper.
         `spare` has directories of the same image's.
         """
-        directory = self._lasting / record.id
+        directory = f"{self._lasting}/{record.id}"
         if spare is None:
-            make_directories(str(directory), top)
+            make_directories(directory, top)
         else:
             os.rename(spare.place, directory)
             spare.place = directory
         if record.config.auto_remove:
-            os.mkdir(self._passing / record.id, 0o700)
-            write(self._passing / record.id / RECORD, encode_record(record))
+            os.mkdir(f"{self._passing}/{record.id}", 0o700)
+            write(f"{self._passing}/{record.id}/{RECORD}", encode_record(record))
         else:
             self._write(record, RECORD, encode_record(record))
 
@@ -67,26 +72,28 @@ class ContainerFiles:
     def _write(self, record: Record, name: str, data: bytes) -> None:
         """Each record says whose it is: written over another's, it may be that one's after a
         power cut."""
-        path = self._lasting / record.id / name
+        path = f"{self._lasting}/{record.id}/{name}"
         write(path, data, self._flusher, worn=WORN.format(name))
 
     def mark(self, record: Record) -> None:
         """From now on its files are written although it does not run; see `WRITTEN`."""
-        write(self._lasting / record.id / WRITTEN, b"")
+        write(f"{self._lasting}/{record.id}/{WRITTEN}", b"")
 
     def unmark(self, record: Record) -> None:
         os.unlink(f"{self._lasting}/{record.id}/{WRITTEN}")
 
-    def place(self, record: Record) -> Path:
+    def place(self, record: Record) -> str:
         """Where its directory is, unless it is moved just now."""
-        return self._withdrawn.get(record.id, self._lasting / record.id)
+        return self._withdrawn.get(record.id) or f"{self._lasting}/{record.id}"
 
-    def withdraw(self, record: Record) -> Path | None:
+    def withdraw(self, record: Record) -> str | None:
         """What it wrote disappears, and lies where this says until `discard`. None: there is
         nothing. KernelError when it stays where it is."""
         place = self._withdrawn.get(record.id)
-        if place is None and (place := self._trash.take(self._lasting / record.id)) is not None:
-            self._withdrawn[record.id] = place
+        if place is None:
+            place = self._trash.take(f"{self._lasting}/{record.id}")
+            if place is not None:
+                self._withdrawn[record.id] = place
         return place
 
     def discard(self, record: Record, spare: Give | None = None) -> None:
@@ -100,8 +107,23 @@ class ContainerFiles:
             (spare or self._trash.delete)(place)
 
     def clear_run(self, identifier: str, *, keep: Sequence[str] = ()) -> None:
-        """Remove its run directory but for the files to `keep`; none is fine too."""
-        remove_files(self._passing / identifier, keep=keep)
+        """Remove its run directory, which holds plain files only, but for the files to `keep`;
+        none is fine too."""
+        if not keep:
+            err = remove_tree(self._passing_directory, identifier.encode())
+            if err:
+                raise KernelError("remove", err, f"{self._passing}/{identifier}")
+            return
+        directory = f"{self._passing}/{identifier}"
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name not in keep:
+                os.unlink(f"{directory}/{name}")
+        if not set(names) & set(keep):
+            os.rmdir(directory)
 
 
 def make_directories(directory: str, top: os.stat_result) -> None:
@@ -159,19 +181,3 @@ def state_of(values: Any, identifier: str) -> State:
     if owner != identifier:
         raise ValueError(f"the state of another container, {owner!r}")
     return State(**(said | {"status": Status(said["status"])}))
-
-
-def remove_files(directory: str | Path, *, keep: Sequence[str]) -> None:
-    """Remove a container's run directory, which holds plain files only."""
-    if not keep:
-        remove(Path(directory))
-        return
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return
-    for name in names:
-        if name not in keep:
-            os.unlink(f"{directory}/{name}")
-    if not set(names) & set(keep):
-        os.rmdir(directory)

@@ -50,12 +50,18 @@ class Janitor:
 
 
 class _Lane:
-    """Jobs one after the other."""
+    """Jobs one after the other. Who waits for room is woken one by one: a crowd of threads that
+    all look, and mostly wait again, would take the processor from the jobs."""
 
     def __init__(self, name: str) -> None:
         self.jobs: deque[Job] = deque()
         self._name = name
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._wanted = threading.Condition(self._lock)
+        self._idle = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
+        self._depths: deque[int] = deque()
+        """What those want who wait for room."""
         self._busy = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -63,46 +69,53 @@ class _Lane:
     def begin(self) -> None:
         if self._thread is not None:
             return
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 self._thread.start()
 
     def put(self, job: Job) -> None:
-        with self._changed:
+        with self._lock:
             self.jobs.append(job)
-            self._changed.notify_all()
+            if not self._busy:
+                self._wanted.notify()
 
     def wait_below(self, depth: int, timeout: float) -> None:
         if len(self.jobs) < depth:
             return
-        with self._changed:
-            self._changed.wait_for(lambda: len(self.jobs) < depth, timeout)
+        with self._lock:
+            self._depths.append(depth)
+            self._room.wait_for(lambda: len(self.jobs) < depth, timeout)
+            self._depths.remove(depth)
+            if self._depths and len(self.jobs) < max(self._depths):
+                self._room.notify()
 
     def drain(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: not self.jobs and not self._busy)
+        with self._lock:
+            self._idle.wait_for(lambda: not self.jobs and not self._busy)
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._wanted.notify()
             thread = self._thread
         if thread is not None:
             thread.join()
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self.jobs or self._closed)
+            with self._lock:
+                self._busy = False
+                if not self.jobs:
+                    self._idle.notify_all()
+                self._wanted.wait_for(lambda: self.jobs or self._closed)
                 if not self.jobs:
                     return
                 job = self.jobs.popleft()
                 self._busy = True
+                if self._depths and len(self.jobs) < max(self._depths):
+                    self._room.notify()
             try:
                 job()
             except Exception:
                 log.exception("clean-up failed")
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()

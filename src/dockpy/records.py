@@ -31,7 +31,7 @@ _MANY = 16  # beyond it one syncfs is cheaper than a journal commit per file
 
 
 def write(
-    path: Path, data: bytes, flusher: Flusher | None = None, *, worn: str | None = None
+    path: Path | str, data: bytes, flusher: Flusher | None = None, *, worn: str | None = None
 ) -> None:
     """Put `data` at `path`, replacing what is there at one moment. The directory must exist.
 
@@ -40,9 +40,11 @@ def write(
     Who reads the record after a power cut may then find what that file said.
     Raises KernelError (ENOSPC, ENOENT, ...) and leaves the old record as it was.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    directory, name = os.path.split(path)
+    directory = directory or "."
+    temporary = f"{directory}/{TEMPORARY}{name}-{secrets.token_hex(4)}"
     try:
-        fd = _open_worn(path, worn, temporary) if worn else -1
+        fd = _open_worn(f"{directory}/{worn}", temporary) if worn else -1
         if fd < 0:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -60,10 +62,10 @@ def write(
         flusher.wrote(path)
 
 
-def _open_worn(path: Path, worn: str, temporary: Path) -> int:
+def _open_worn(worn: str, temporary: str) -> int:
     """The file, empty and called `temporary` from now on: nobody else takes it. -1: not there."""
     try:
-        os.rename(path.with_name(worn), temporary)
+        os.rename(worn, temporary)
         return os.open(temporary, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     except FileNotFoundError:
         return -1
@@ -114,8 +116,8 @@ class Flusher:
     def __init__(self, delay: float = 0.2) -> None:
         self._delay = delay
         self._changed = threading.Condition()
-        self._paths: set[Path] = set()
-        self._trees: set[Path] = set()
+        self._paths: set[str] = set()
+        self._trees: set[str] = set()
         self._asked = 0
         self._done = 0
         self._failures: dict[int, KernelError] = {}
@@ -125,10 +127,10 @@ class Flusher:
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def wrote(self, path: Path) -> None:
+    def wrote(self, path: Path | str) -> None:
         """`path` has a new record; returns at once."""
         with self._changed:
-            self._paths.add(path)
+            self._paths.add(os.fspath(path))
             self._start()
             if len(self._paths) == 1:
                 self._changed.notify_all()
@@ -145,7 +147,7 @@ class Flusher:
                 raise failure
             if not self._paths and not trees and self._asked == self._done and not self._busy:
                 return
-            self._trees.update(trees)
+            self._trees.update(map(os.fspath, trees))
             self._asked += 1
             ticket = self._asked
             self._waiting += 1
@@ -204,15 +206,15 @@ class Flusher:
                 self._changed.notify_all()
 
 
-def _take_to_disk(paths: set[Path], trees: set[Path]) -> KernelError | None:
+def _take_to_disk(paths: set[str], trees: set[str]) -> KernelError | None:
     """fdatasync for a few records, syncfs for trees and for many; the first failure."""
     failure: KernelError | None = None
-    systems: dict[int, Path] = {}
+    systems: dict[int, str] = {}
     for tree in trees:
         with contextlib.suppress(OSError):
             systems.setdefault(os.stat(tree).st_dev, tree)
     if len(paths) > _MANY:
-        for path in {path.parent for path in paths}:
+        for path in set(map(os.path.dirname, paths)):
             with contextlib.suppress(OSError):
                 systems.setdefault(os.stat(path).st_dev, path)
         paths = set()
@@ -220,12 +222,12 @@ def _take_to_disk(paths: set[Path], trees: set[Path]) -> KernelError | None:
         failure = _sync(path, "flush filesystem", _syncfs) or failure
     for path in paths:
         failure = _sync(path, "flush record", os.fdatasync) or failure
-    for directory in {path.parent for path in paths}:
+    for directory in set(map(os.path.dirname, paths)):
         failure = _sync(directory, "flush directory", os.fsync) or failure
     return failure
 
 
-def _sync(path: Path, step: str, call: Any) -> KernelError | None:
+def _sync(path: str, step: str, call: Any) -> KernelError | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -235,7 +237,7 @@ def _sync(path: Path, step: str, call: Any) -> KernelError | None:
     except FileNotFoundError:
         pass  # removed meanwhile
     except OSError as refusal:
-        return KernelError(step, refusal.errno or errno.EIO, str(path))
+        return KernelError(step, refusal.errno or errno.EIO, path)
     return None
 
 
@@ -262,7 +264,7 @@ class Trash:
         self.failures: list[KernelError] = []
         """What could not be deleted since the start, for the log; at most 100."""
 
-    def discard(self, path: Path) -> None:
+    def discard(self, path: Path | str) -> None:
         """Make `path` (a file or a tree on the same filesystem) disappear; a missing one is fine.
 
         One rename(2); raises KernelError when that is refused.
@@ -271,12 +273,12 @@ class Trash:
         if place is not None:
             self.delete(place)
 
-    def take(self, path: Path) -> Path | None:
+    def take(self, path: Path | str) -> str | None:
         """As `discard`, to be deleted when `delete` is told so, or by the next `sweep`.
 
         Where it is now; None when it was missing.
         """
-        place = self._directory / f"{path.name[:64]}-{secrets.token_hex(8)}"
+        place = f"{self._directory}/{os.path.basename(path)[:64]}-{secrets.token_hex(8)}"
         try:
             try:
                 os.rename(path, place)
@@ -289,9 +291,9 @@ class Trash:
             raise KernelError("discard", refusal.errno or errno.EIO, str(path)) from refusal
         return place
 
-    def delete(self, place: Path) -> None:
+    def delete(self, place: str) -> None:
         """Delete in the background what `take` put in here."""
-        self._queue([place.name])
+        self._queue([os.path.basename(place)])
 
     def sweep(self) -> int:
         """Queue what earlier runs left; gives how many things that are."""

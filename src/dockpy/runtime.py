@@ -160,6 +160,7 @@ class Runtime:
             self._trash = Trash(self.root)
             undo.callback(self._trash.close)
             self._files = ContainerFiles(self.root, self.run, self._flusher, self._trash)
+            undo.callback(self._files.close)
             images = image_index(self.root)
             loading = Loading(self.root, self.run, self._trash, self._warn, images)
             self.graph = Graph(self.root, self._flusher, self._trash, images)

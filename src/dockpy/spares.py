@@ -60,7 +60,7 @@ class Sight(NamedTuple):
     attributes: tuple[str, ...]
 
 
-def sight(directory: Path) -> Sight | None:
+def sight(directory: str) -> Sight | None:
     """The upper in a container's directory; None when there is something in it."""
     upper = f"{directory}/{UPPER}"
     if os.listdir(upper):
@@ -82,7 +82,7 @@ class Spare:
 
     key: Key
     tree: int
-    place: Path
+    place: str
     seen: Sight
     mounted: float = field(default_factory=time.monotonic)
 
@@ -154,7 +154,7 @@ class Spares:
         if spare is not None:
             self.let_go(spare)
 
-    def give(self, spare: Spare, place: Path) -> None:
+    def give(self, spare: Spare, place: str) -> None:
         """The directory, now `place` in the trash, of a container that is removed.
 
         What lies in there but upper and work goes, or is written over by the next one's if it is
@@ -242,7 +242,7 @@ class Spares:
                     return
 
 
-def spare_of(lowers: Sequence[Path], directory: Path, tree: int, *, volatile: bool) -> Spare | None:
+def spare_of(lowers: Sequence[Path], directory: str, tree: int, *, volatile: bool) -> Spare | None:
     """What a start has just mounted, as a spare; None when its upper is not empty."""
     seen = sight(directory)
     return None if seen is None else Spare((tuple(lowers), volatile), tree, directory, seen)

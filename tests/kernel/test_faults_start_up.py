@@ -125,7 +125,9 @@ cat = lambda text: Config(image="base", cmd=("sh", "-c", text))
 up = runtime.create(cat("touch /was-here; echo up; sleep 600"), "up")
 up.start()
 while not list(up.read_log()): pass
-runtime.create(cat("exit 6"), "done").run()
+done = runtime.create(cat("exit 6"), "done")
+done.run()
+done.released.wait()
 runtime.create(cat("sleep 600").with_(auto_remove=True), "gone").start()
 runtime.create(cat("true"), "new")
 """

@@ -47,6 +47,22 @@ def test_wait_below_blocks_until_the_backlog_is_small() -> None:
     janitor.close()
 
 
+def test_all_who_wait_for_room_go_on_whatever_they_wait_for() -> None:
+    janitor = Janitor()
+    gate = threading.Event()
+    janitor.put(gate.wait)  # type: ignore[arg-type]
+    for _ in range(5):
+        janitor.put(lambda: None)
+    waiting = [threading.Thread(target=janitor.wait_below, args=(1 + n % 4, 60)) for n in range(20)]
+    for one in waiting:
+        one.start()
+    gate.set()
+    for one in waiting:
+        one.join(30)
+    assert not any(one.is_alive() for one in waiting)
+    janitor.close()
+
+
 def test_jobs_of_one_key_stay_in_order_while_another_key_is_not_held_up() -> None:
     janitor = Janitor(2)
     gate = threading.Event()

@@ -15,10 +15,11 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dockpy import devices
+from dockpy._below import remove_directories
 from dockpy.cgroups import files, stats
 from dockpy.cgroups.limits import Limits, Setting, check, raise_swap_first, settings
 from dockpy.cgroups.parent import SHARED, Branch, Parent, write_device_list
@@ -502,7 +503,10 @@ class Cgroup:
         """
         deadline = time.monotonic() + timeout
         stuck: tuple[Branch, OSError] | None = None
-        for branch in reversed(self._parent.branches()):  # v2 tells when it is empty, v1 is asked
+        branches = self._parent.branches()[::-1]  # v2 tells when it is empty, v1 is asked
+        for branch, refused in zip(branches, self._rmdir_all(branches), strict=True):
+            if refused in (0, errno.ENOENT):
+                continue
             error = self._remove_branch(branch, deadline)
             if error is not None:
                 stuck = branch, error
@@ -530,6 +534,15 @@ class Cgroup:
             else:
                 time.sleep(min(sleep, remaining))
             sleep = min(2 * sleep, LONGEST_SLEEP)
+
+    def _rmdir_all(self, branches: Sequence[Branch]) -> list[int]:
+        """One try for each in one call: as a rule they are empty, and it is done. errno or 0."""
+        with self._parent.lock:
+            if self._parent.closed:
+                return [errno.EBADF] * len(branches)
+            if not self._owns():
+                return [0] * len(branches)
+            return remove_directories([one.fd for one in branches], self.name.encode())
 
     def _rmdir(self, branch: Branch) -> OSError | None:
         """One try; the whole tree below first when the group alone does not go."""
