@@ -159,6 +159,16 @@ def _user_attributes() -> None:
         os.setxattr(file.name, "user.dockpy", b"1")
 
 
+def _spread_directories() -> None:
+    """The flag T of ext2, ext3 and ext4 (chattr(1)) where container roots are."""
+    with _directory() as place:
+        done = subprocess.run(
+            [_tool("chattr"), "+T", str(place)], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise Refused(f"no directories that are spread here: {done.stderr.strip()[-200:]}")
+
+
 def _mknod() -> None:
     with _directory() as place:
         os.mknod(place / "null", 0o020600, os.makedev(1, 3))
@@ -432,6 +442,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "devpts": _devpts,
     "mknod": _mknod,
     "user_attributes": _user_attributes,
+    "spread_directories": _spread_directories,
     "mount_api": _system_call(SYS_MOVE_MOUNT, "move_mount"),
     "open_tree": _system_call(SYS_OPEN_TREE, "open_tree"),
     "openat2": _system_call(SYS_OPENAT2, "openat2"),

@@ -21,7 +21,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from typing import BinaryIO
 
 from dockpy import archive, layer_streams
 from dockpy._look import look
+from dockpy.block_groups import make_directory, spread
 from dockpy.errors import BadArchive, KernelError, StoreError, TornRecord
 from dockpy.image_config import chain_id
 from dockpy.index import Sight, unpack
@@ -113,6 +113,7 @@ class LayerStore:
             holding=self.holding,
         )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spread(self.directory)
 
     def close(self) -> None:
         """End what goes on in the background; may be called twice."""
@@ -446,15 +447,16 @@ def unfinished(parent: Path, trash: Trash) -> Iterator[Path]:
 
     The next start-up finds it by its name. OSError in the block becomes KernelError.
     """
-    directory = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    directory: Path | None = None
     try:
-        directory.mkdir(mode=0o700)
+        directory = make_directory(parent, TEMPORARY)
         yield directory
     except BaseException as failure:
-        with contextlib.suppress(KernelError):
-            trash.discard(directory)
+        if directory is not None:
+            with contextlib.suppress(KernelError):
+                trash.discard(directory)
         if isinstance(failure, OSError) and not isinstance(failure, KernelError):
             raise KernelError(
-                "store image", failure.errno or errno.EIO, str(directory)
+                "store image", failure.errno or errno.EIO, str(directory or parent)
             ) from failure
         raise
