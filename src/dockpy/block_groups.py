@@ -12,7 +12,7 @@ Facts, and where they come from:
   much. No system call tells where that is; the time of a few files does.
 
 So what holds layers is spread, and a new directory that got a bad place is made again under another
-name. benchmarks/spreading.py measures it; docs/decisions/0019-spread-layers.md has the figures.
+name. benchmarks/spreading.py measures it; docs/decisions/0020-spread-layers.md has the figures.
 """
 
 from __future__ import annotations
