@@ -9,6 +9,7 @@ import pytest
 from dockpy.cli.change import apply_changes
 from dockpy.cli.reference import reference
 from dockpy.cli.times import parse_duration, parse_moment
+from dockpy.cli.words import expand, split_words
 from dockpy.errors import UsageError
 from dockpy.model import Config
 
@@ -32,6 +33,10 @@ from dockpy.model import Config
         ("VOLUME /data /log", Config(volumes=("/data", "/log"))),
         ('VOLUME ["/data"]', Config(volumes=("/data",))),
         ("WORKDIR /srv", Config(working_dir="/srv")),
+        ("WORKDIR srv", Config(working_dir="/srv")),
+        ("ENV\tA=1", Config(env=("A=1",))),
+        ("LABEL 'a b'=c", Config(labels={"a b": "c"})),
+        ("# a comment\nENV A=1 \\\n  B=2\n\nUSER me", Config(env=("A=1", "B=2"), user="me")),
     ],
 )
 def test_an_instruction_presets_its_part(line: str, expected: Config) -> None:
@@ -43,13 +48,80 @@ def test_later_instructions_add_to_earlier_ones() -> None:
     assert apply_changes(Config(), lines) == Config(
         env=("A=2", "B=3"), exposed_ports=("80/tcp", "81/tcp"), cmd=("b",)
     )
+    assert apply_changes(Config(), ["WORKDIR /a", "WORKDIR b/c"]).working_dir == "/a/b/c"
+
+
+def test_a_new_entry_point_takes_an_old_command_away() -> None:
+    """As Docker 20.10 does, and not with an empty one, which is none."""
+    old = Config(cmd=("sh", "-c", "make"))
+    assert apply_changes(old, ['ENTRYPOINT ["a"]']) == Config(entrypoint=("a",))
+    both = Config(entrypoint=("a",), cmd=("b",))
+    assert apply_changes(old, ['ENTRYPOINT ["a"]', 'CMD ["b"]']) == both
+    assert apply_changes(old, ['CMD ["b"]', 'ENTRYPOINT ["a"]']) == both
+    assert apply_changes(old, ["ENTRYPOINT []"]).cmd == old.cmd
+    assert apply_changes(both, ["USER me"]) == both.with_(user="me")
+
+
+def test_instructions_know_the_variables_that_are_set_before_them() -> None:
+    """What Docker 20.10 makes of the same lines."""
+    lines = [
+        "ENV A=1 P=$P:/x Q=${Q:-z} R=${P:+set}",
+        "ENV A=2 B=$A",
+        "LABEL l=$A m='$A' n=\"$A $B\" o=\\$A",
+        *("WORKDIR /w$A", "USER u$B:$A", "EXPOSE 8$A", 'VOLUME ["/v$A"]', "CMD echo $A"),
+    ]
+    assert apply_changes(Config(env=("P=/p",)), lines) == Config(
+        env=("P=/p:/x", "A=2", "Q=z", "R=set", "B=1"),
+        labels={"l": "2", "m": "$A", "n": "2 1", "o": "$A"},
+        working_dir="/w2",
+        user="u1:2",
+        exposed_ports=("82/tcp",),
+        volumes=("/v2",),
+        cmd=("/bin/sh", "-c", "echo $A"),
+    )
+
+
+VARIABLES = {"A": "1", "E": "", "S": "two 'words"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a$A${A}b$A.c", "a11b1.c"),
+        ("$NONE|${NONE}|${NONE:-x}|${E:-x}|${A:-x}", "||x|x|1"),
+        ("${NONE:+x}|${E:+x}|${A:+x}|${A:+}", "||x|"),
+        ("${NONE:-${E:-$A}}", "1"),
+        ("'$A'\"$A\"\\$A", "$A1$A"),
+        ('"a\\"b\\\\c\\d\\$A"', 'a"b\\c\\d$A'),
+        ("'a\\b'", "a\\b"),
+        ("a\\ b\\c", "a bc"),
+        ("$S", "two 'words"),
+        ("$ $. 5$ $1", "$ $. 5$ $1"),
+        ("end\\", "end\\"),
+    ],
+)
+def test_quotes_go_and_variables_are_replaced(text: str, expected: str) -> None:
+    assert expand(text, VARIABLES) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("  a  b\tc ", ["a", "b", "c"]),
+        ("a='x y' \"b c\"=d e\\ f", ["a='x y'", '"b c"=d', "e\\ f"]),
+        ('"a\\" b" \'c\\\' d', ['"a\\" b"', "'c\\'", "d"]),
+    ],
+)
+def test_words_end_at_spaces_that_are_not_quoted(text: str, expected: list[str]) -> None:
+    assert split_words(text) == expected
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("RUN ls", "'RUN' is not one of CMD"),
-        ("", "is not one of CMD"),
+        ("", "there is no instruction in it"),
         ("CMD", "CMD needs a value"),
         ("ENV A", "key=value expected"),
         ("ENV A=1 B", "'B' is not key=value"),
@@ -57,7 +129,11 @@ def test_later_instructions_add_to_earlier_ones() -> None:
         ("EXPOSE http", "'http' is not a port"),
         ("EXPOSE 70000", "ports go from 1 to 65535"),
         ("VOLUME data", "'data' is not an absolute path"),
-        ("WORKDIR srv", "'srv' is not an absolute path"),
+        ("CMD [1]", "texts in double quotes only"),
+        ("ENV A=${B", "not closed by '}'"),
+        ("ENV A=${B?x}", "only :- and :+ may follow a name"),
+        ("ENV A=${}", "the name of a variable expected"),
+        ("ENV A=" + "${B:-" * 30 + "}" * 30, "too deep"),
         ("STOPSIGNAL HELLO", "HELLO"),
     ],
 )

@@ -1,15 +1,17 @@
 """Lines of --change: the instructions of a Dockerfile that preset a container. Pure.
 
-Source: Docker's reference of `import --change` and of the Dockerfile format.
+All but CMD and ENTRYPOINT know the variables that the configuration has at that point (`words`).
+Source: Docker's reference of `import --change` and of the Dockerfile format; its answers.
 """
 
 from __future__ import annotations
 
 import json
+import posixpath
 import re
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from dockpy.cli.words import expand, split_words
 from dockpy.errors import UsageError
 from dockpy.model import Config
 from dockpy.settings import merge_environment
@@ -19,22 +21,43 @@ SHELL = ("/bin/sh", "-c")
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?")
 
 
+_CONTINUED = re.compile(r"\\[ \t]*\n")
+
+
 def apply_changes(config: Config, changes: Sequence[str]) -> Config:
-    """The configuration with each line applied in turn. UsageError names the line."""
-    for line in changes:
-        word, _, rest = line.strip().partition(" ")
+    """The configuration with each line applied in turn. UsageError names the line.
+
+    A change may hold several lines, with comments and continued ones, as a Dockerfile. A new
+    ENTRYPOINT takes an old CMD away, which was the arguments of another program.
+    """
+    seen: set[str] = set()
+    for line in (one for change in changes for one in instructions(change)):
+        word, rest = (*line.split(maxsplit=1), "", "")[:2]
         handler = INSTRUCTIONS.get(word.upper())
         if handler is None:
             names = ", ".join(INSTRUCTIONS)
             raise UsageError(f"--change {line!r}: {word!r} is not one of {names}")
-        rest = rest.strip()
         if not rest:
             raise UsageError(f"--change {line!r}: {word.upper()} needs a value")
         try:
             config = handler(config, rest)
         except (UsageError, ValueError) as error:
             raise UsageError(f"--change {line!r}: {error}") from error
+        seen.add(word.upper())
+    if config.entrypoint and "ENTRYPOINT" in seen and "CMD" not in seen:
+        config = config.with_(cmd=())
     return config
+
+
+def instructions(change: str) -> Iterator[str]:
+    """The lines of one --change: mostly one. UsageError when there is none."""
+    found = False
+    for line in _CONTINUED.sub("", change).split("\n"):
+        if (kept := line.strip()) and not kept.startswith("#"):
+            found = True
+            yield kept
+    if not found:
+        raise UsageError(f"--change {change!r}: there is no instruction in it")
 
 
 def parse_words(text: str) -> tuple[str, ...]:
@@ -44,28 +67,29 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 
 def json_list(text: str) -> tuple[str, ...] | None:
-    """A JSON list of texts; None for what is not one."""
+    """A JSON list of texts; None for what is none. UsageError for a list of other things."""
     if not text.startswith("["):
         return None
     try:
         found = json.loads(text)
     except json.JSONDecodeError:
         return None
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        return None
+    if not is_texts(found):
+        raise UsageError("a list in brackets may hold texts in double quotes only")
     return tuple(found)
 
 
-def parse_pairs(text: str) -> dict[str, str]:
+def parse_pairs(text: str, variables: Mapping[str, str]) -> dict[str, str]:
     """`a=1 b="x y"`, or the old form `a the rest`."""
-    first = text.split(maxsplit=1)
-    if "=" not in first[0]:
-        if len(first) < 2:
+    words = split_words(text)
+    if "=" not in words[0]:
+        if len(words) < 2:
             raise UsageError("key=value expected")
-        return {first[0]: first[1]}
+        rest = text[len(words[0]) :].strip()
+        return {expand(words[0], variables): expand(rest, variables)}
     found = {}
-    for word in shlex.split(text):
-        key, equals, value = word.partition("=")
+    for word in words:
+        key, equals, value = expand(word, variables).partition("=")
         if not equals or not key:
             raise UsageError(f"{word!r} is not key=value")
         found[key] = value
@@ -94,32 +118,39 @@ def _entrypoint(config: Config, text: str) -> Config:
     return config.with_(entrypoint=parse_words(text))
 
 
+def _variables(config: Config) -> dict[str, str]:
+    return dict(entry.partition("=")[::2] for entry in config.env)
+
+
 def _env(config: Config, text: str) -> Config:
-    entries = tuple(f"{key}={value}" for key, value in parse_pairs(text).items())
+    pairs = parse_pairs(text, _variables(config))
+    entries = tuple(f"{key}={value}" for key, value in pairs.items())
     return config.with_(env=merge_environment(config.env, entries))
 
 
 def _expose(config: Config, text: str) -> Config:
-    ports = dict.fromkeys((*config.exposed_ports, *parse_ports(text)))
-    return config.with_(exposed_ports=tuple(ports))
+    ports = parse_ports(expand(text, _variables(config)))
+    return config.with_(exposed_ports=tuple(dict.fromkeys((*config.exposed_ports, *ports))))
 
 
 def _label(config: Config, text: str) -> Config:
-    return config.with_(labels={**config.labels, **parse_pairs(text)})
+    return config.with_(labels={**config.labels, **parse_pairs(text, _variables(config))})
 
 
 def _stop_signal(config: Config, text: str) -> Config:
-    parse_signal(text)
-    return config.with_(stop_signal=text)
+    name = expand(text, _variables(config))
+    parse_signal(name)
+    return config.with_(stop_signal=name)
 
 
 def _user(config: Config, text: str) -> Config:
-    return config.with_(user=text)
+    return config.with_(user=expand(text, _variables(config)))
 
 
 def _volume(config: Config, text: str) -> Config:
     listed = json_list(text)
-    paths = tuple(text.split()) if listed is None else listed
+    written = split_words(text) if listed is None else listed
+    paths = [expand(path, _variables(config)) for path in written]
     for path in paths:
         if not path.startswith("/"):
             raise UsageError(f"{path!r} is not an absolute path")
@@ -127,9 +158,8 @@ def _volume(config: Config, text: str) -> Config:
 
 
 def _workdir(config: Config, text: str) -> Config:
-    if not text.startswith("/"):
-        raise UsageError(f"{text!r} is not an absolute path")
-    return config.with_(working_dir=text)
+    path = expand(text, _variables(config))
+    return config.with_(working_dir=posixpath.join("/", config.working_dir, path))
 
 
 INSTRUCTIONS: dict[str, Callable[[Config, str], Config]] = {
