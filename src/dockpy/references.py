@@ -22,7 +22,8 @@ _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?", re.ASCII)
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]+")
-_DIGEST_SIZES = {"sha256": 64, "sha384": 96, "sha512": 128}
+DIGEST_SIZES = {"sha256": 64, "sha384": 96, "sha512": 128}
+"""Algorithm to the number of its hexadecimal digits."""
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -116,7 +117,7 @@ def _check_name(text: str, name: str, domain: str, path: str) -> None:
 
 def _check_digest(text: str, digest: str) -> None:
     algorithm, _, value = digest.partition(":")
-    size = _DIGEST_SIZES.get(algorithm)
+    size = DIGEST_SIZES.get(algorithm)
     if size is None or len(value) != size or not _HEX.fullmatch(value):
         raise UsageError(
             f"invalid digest in {text[:80]!r}: expected for example sha256:<64 hex digits>"

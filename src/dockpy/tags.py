@@ -13,7 +13,7 @@ from dockpy.errors import Conflict, NoSuchImage, TornRecord, UsageError
 from dockpy.graph import Finding, Graph
 from dockpy.model import DEFAULT_TAG, Image
 from dockpy.records import Flusher, read_json, set_aside, write
-from dockpy.references import check_tag, parse, parse_repository
+from dockpy.references import DIGEST_SIZES, check_tag, parse, parse_repository
 
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -108,9 +108,12 @@ class TagStore:
     def set(self, repository: str, tag: str, reference: str, force: bool = False) -> None:
         """Give the image found by `reference` (name or id) a name; tag "" is `latest`.
 
-        Conflict when the name belongs to another image, unless `force` moves it.
+        Conflict when the name belongs to another image, unless `force` moves it. UsageError for a
+        repository that is called as a digest's algorithm: `sha256:...` is an id.
         """
         name = parse_repository(repository).repository
+        if name in DIGEST_SIZES:
+            raise UsageError(f"invalid image name {name!r}: with a tag it would look like an id")
         tag = check_tag(tag or DEFAULT_TAG)
         with self._lock:
             image = self.lookup_image(reference)

@@ -462,6 +462,15 @@ def test_a_name_moves_only_by_force(store: Store) -> None:
         store.tags.set("Base", "y", one.id)
 
 
+def test_no_name_looks_like_an_id(store: Store) -> None:
+    one, two = store.put(b"1"), store.put(b"2")
+    for name in ("sha256", "sha512"):
+        with pytest.raises(UsageError, match="look like an id"):
+            store.tags.set(name, two.id, one.id)
+    store.tags.set("host.example/sha256", "x", one.id)
+    assert store.tags.lookup_image(f"sha256:{two.id}") == two
+
+
 def test_untagging_leaves_the_image(store: Store) -> None:
     image = store.put(b"1")
     for tag in ("a", "b", "c"):
