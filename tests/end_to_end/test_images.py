@@ -130,6 +130,8 @@ def test_a_tree_of_images_and_its_graph(there: Client) -> None:
         (["save", "-o", "/nowhere/x", "base"], "/nowhere/x"),
         (["load", "-i", "/nowhere"], "/nowhere"),
         (["load", "-i", "/etc/passwd"], "tar"),
+        (["load", "-i", "/etc"], "cannot open /etc: Is a directory"),
+        (["import", "/etc", "etc"], "cannot open /etc: Is a directory"),
         (["images", "--tree", "-q"], "--tree"),
         (["rmi", "base"], "done|container"),
         (["rmi", "absent"], "absent"),

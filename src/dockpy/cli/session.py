@@ -13,9 +13,11 @@ No command touches the process's own standard streams, environment or working di
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -208,14 +210,19 @@ class Session:
         """A descriptor of a file the caller named, with the caller's rights; close it.
 
         Relative paths start in the caller's directory. RequestError says why it cannot be opened.
+        A directory is told here: the kernel opens it, and refuses the reading only.
         """
         try:
-            return open_as(
+            descriptor = open_as(
                 path, flags, mode, cwd=self.cwd, uid=self.uid, gid=self.gid, groups=self.groups
             )
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise RequestError(f"cannot open {path}: {why}") from error
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RequestError(f"cannot open {path}: {os.strerror(errno.EISDIR)}")
+        return descriptor
 
     def unlink(self, path: str) -> None:
         """Remove a file the caller named, if it is there and the caller may."""
