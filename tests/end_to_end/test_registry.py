@@ -276,6 +276,29 @@ def test_a_registry_with_tls_and_passwords(
         assert (refused.code, word in refused.err) == (1, False)
 
 
+def by_another_name(address: str) -> str:
+    """The same registry by an address that is neither this machine's to us nor in certificates."""
+    return f"[::ffff:7f00:1]:{address.rpartition(':')[2]}"
+
+
+def test_a_registry_without_tls_or_with_a_certificate_for_another_name_says_what_to_do(
+    dockpy: Client, certificate: Certificate, registry: str, settings: Path, tmp_path: Path
+) -> None:
+    trust = f"list it in insecure-registries in {settings}/registries.json"
+    plain = dockpy("pull", f"{by_another_name(registry)}/x")
+    assert "does not speak TLS, or not as we do: wrong version number; if plain" in plain.err
+    assert trust in plain.err
+    with real_registry(tmp_path, tls=certificate) as address:
+        name = by_another_name(address)
+        (settings / "certs.d" / name).mkdir()
+        shutil.copy(certificate.authority, settings / "certs.d" / name / "ca.crt")
+        other = dockpy("pull", f"{name}/x")
+        assert "call the registry as its certificate does, or list it in" in other.err
+        assert "authority" not in other.err
+        assert trust in other.err
+    assert (plain.err.count("\n"), other.err.count("\n")) == (1, 1)
+
+
 def test_a_registry_with_tokens(
     dockpy: Client, certificate: Certificate, config: Path, tmp_path: Path
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import pytest
 
 from dockpy.errors import RequestError, UsageError
 from dockpy.registry import settings as registry_settings
+from dockpy.registry.connecting import Origin, untrusted
 from dockpy.registry.names import endpoints, registry_host, resolve
 from dockpy.registry.proxies import Proxy, proxy_for
 from dockpy.registry.settings import DEFAULT_REGISTRY, RegistrySettings, is_loopback, parse
@@ -94,6 +96,25 @@ def test_login_takes_a_host_or_a_url(text: str, host: str) -> None:
 def test_login_refuses_what_is_no_host(text: str) -> None:
     with pytest.raises(UsageError):
         registry_host(text, HERE)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (9, "see that the clock is right"),
+        (10, "it must be renewed, unless the clock is wrong"),
+        (20, "put its authority into /certs.d/r.example:5000/ca.crt"),
+        (62, "call the registry as its certificate does"),
+    ],
+)
+def test_what_to_do_about_a_certificate_depends_on_what_is_wrong(number: int, advice: str) -> None:
+    failure = ssl.SSLCertVerificationError(1, "no")
+    failure.verify_code, failure.verify_message = number, "as openssl says it."
+    settings = RegistrySettings(certificates=("/certs.d",), file="/set.json")
+    assert untrusted(Origin("https", "r.example", 5000), failure, settings) == (
+        f"the certificate of r.example:5000 is not trusted (as openssl says it); {advice}, or "
+        "list it in insecure-registries in /set.json and start the daemon again"
+    )
 
 
 # -- the settings' file --------------------------------------------------------------------------

@@ -196,7 +196,7 @@ class RegistryClient:
         ):
             raise RegistryError(
                 f"{shown(response.url)} sends us to {shown(target)}, which is not encrypted; "
-                "list it in insecure-registries if that is meant"
+                f"if that is meant, {self.settings.how_to_trust}"
             )
         return target
 

@@ -188,12 +188,32 @@ def _no_password() -> str:
 def untrusted(
     origin: Origin, failure: ssl.SSLCertVerificationError, settings: RegistrySettings
 ) -> str:
-    """One line about a certificate that does not hold, and what to do."""
-    place = f"{settings.certificates[0] if settings.certificates else 'certs.d'}/{origin.address}"
+    """One line about a certificate that does not hold, and what to do.
+
+    Sources: x509(3ssl) `X509_verify_cert_error_string` for the numbers.
+    """
+    advice = {
+        9: "see that the clock is right",
+        10: "it must be renewed, unless the clock is wrong",
+        62: "call the registry as its certificate does",
+        64: "call the registry as its certificate does",
+    }.get(failure.verify_code)
+    if advice is None:
+        place = settings.certificates[0] if settings.certificates else "certs.d"
+        advice = f"put its authority into {place}/{origin.address}/ca.crt"
+    why = failure.verify_message.rstrip(".")
     return (
-        f"the certificate of {origin.address} is not trusted ({failure.verify_message}); put its "
-        f"authority into {place}/ca.crt, or list it in insecure-registries"
+        f"the certificate of {origin.address} is not trusted ({why}); {advice}, "
+        f"or {settings.how_to_trust}"
     )
+
+
+def without_tls(origin: Origin, failure: BaseException, settings: RegistrySettings) -> str:
+    """One line about an answer that is not TLS, and what to do unless plain HTTP is tried next."""
+    told = f"{origin.address} does not speak TLS, or not as we do: {reason(failure)}"
+    if settings.may_be_plain(origin.address):
+        return told
+    return f"{told}; if plain HTTP is meant, {settings.how_to_trust}"
 
 
 def reason(failure: BaseException) -> str:

@@ -88,6 +88,8 @@ class RegistrySettings:
     certificates: tuple[str, ...] = CERTIFICATES
     environment: Mapping[str, str] = field(default_factory=dict)
     """Where proxies are named."""
+    file: str = FILE
+    """Where all this stands, for messages."""
     patience: Patience = field(default_factory=Patience)
     limits: Limits = field(default_factory=Limits)
 
@@ -105,6 +107,11 @@ class RegistrySettings:
         return address is not None and any(
             address in network for network in map(as_network, self.insecure) if network is not None
         )
+
+    @property
+    def how_to_trust(self) -> str:
+        """What an administrator does who wants a registry as it is."""
+        return f"list it in insecure-registries in {self.file} and start the daemon again"
 
     def may_be_plain(self, host: str) -> bool:
         """Whether `host[:port]` may speak plain HTTP: it is insecure, or this very machine."""
@@ -159,6 +166,7 @@ def parse(text: str, where: str, environment: Mapping[str, str]) -> RegistrySett
         insecure=_texts(values.get("insecure-registries", []), where, "insecure-registries"),
         certificates=certificates,
         environment=dict(environment),
+        file=where,
     )
 
 

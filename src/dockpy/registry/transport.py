@@ -34,6 +34,7 @@ from dockpy.registry.connecting import (
     state_of,
     tunnel,
     untrusted,
+    without_tls,
 )
 from dockpy.registry.proxies import Proxy, proxy_for
 from dockpy.registry.settings import Patience, RegistrySettings
@@ -371,8 +372,11 @@ class Transport:
             sock.close()
             cancellation.check()
             plain = isinstance(failure, (ssl.SSLError, ConnectionResetError))
-            what = "does not speak TLS, or not as we do" if plain else "cannot be reached"
-            raise Broken(f"{origin.address} {what}: {reason(failure)}", plain=plain) from failure
+            if plain:
+                what = without_tls(origin, failure, self._settings)
+            else:
+                what = f"{origin.address} cannot be reached: {reason(failure)}"
+            raise Broken(what, plain=plain) from failure
         except BaseException:
             sock.close()
             raise
