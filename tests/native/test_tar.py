@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -396,35 +397,68 @@ def damaged(dice: random.Random, data: bytes) -> bytes:
     return bytes(raw)
 
 
-@pytest.mark.needs("root", "mknod")
-def test_damaged_archives_never_reach_outside_nor_break_the_process(tmp_path: Path) -> None:
-    count = int(os.environ.get("DOCKPY_FUZZ", "1500"))
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "precious").write_bytes(b"kept")
-    before = snapshot(str(outside))
-    descriptors = len(os.listdir("/proc/self/fd"))
-    dice = random.Random(int(os.environ.get("DOCKPY_FUZZ_SEED", "7")))
-    fd = os.open(tmp_path, os.O_RDONLY)
-    outcomes: set[int] = set()
-    for number in range(count):
-        data = random_archive(number % 50)
+class Fuzz:
+    """Damaged archives, one after the other, into a directory beside one that must stay as it is."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self._directory = directory
+        self._dice = random.Random(seed)
+        self._outside = directory / "outside"
+        self._outside.mkdir()
+        (self._outside / "precious").write_bytes(b"kept")
+        self._before = snapshot(str(self._outside))
+        self.unpacked = 0
+        self.outcomes: set[int] = set()
+
+    def unpack_one(self) -> None:
+        data = random_archive(self.unpacked % 50)
         escape = header(b"out", b"2", link=b"../outside") + file(b"out/precious", b"gone")
         unpacker = unpack(
-            damaged(dice, escape + data),
-            tmp_path / "t",
-            chunk=dice.choice([100, 512, 1 << 20]),
-            by_hand=number % 2 == 0,
+            damaged(self._dice, escape + data),
+            self._directory / "t",
+            chunk=self._dice.choice([100, 512, 1 << 20]),
+            by_hand=self.unpacked % 2 == 0,
             max_bytes=1 << 20,
         )
-        outcomes.add(unpacker.problem)
+        self.unpacked += 1
+        self.outcomes.add(unpacker.problem)
         assert unpacker.problem in {0, *ARCHIVE_PROBLEMS, *KERNEL_STEPS}
+        fd = os.open(self._directory, os.O_RDONLY)
         assert remove_tree(fd, b"t") == 0
-    os.close(fd)
-    assert snapshot(str(outside)) == before
-    assert sorted(os.listdir(tmp_path)) == ["outside"]
+        os.close(fd)
+
+    def check(self) -> None:
+        assert snapshot(str(self._outside)) == self._before
+        assert sorted(os.listdir(self._directory)) == ["outside"]
+
+
+@pytest.mark.needs("root", "mknod")
+def test_damaged_archives_never_reach_outside_nor_break_the_process(tmp_path: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    fuzz = Fuzz(tmp_path, seed=7)
+    for _ in range(1500):
+        fuzz.unpack_one()
+    fuzz.check()
     assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert count < 1000 or len(outcomes) > 8  # it did reach many different ends
+    assert len(fuzz.outcomes) > 8  # it did reach many different ends
+
+
+@pytest.mark.needs("root", "mknod")
+def test_archives_damaged_anew_in_each_run_never_reach_outside(tmp_path: Path) -> None:
+    """DOCKPY_FUZZ_SECONDS long. A failure tells its seed, and DOCKPY_FUZZ_SEED repeats it; after a
+    crash, which takes the whole run along, it is in the test's directory."""
+    seed = int(os.environ.get("DOCKPY_FUZZ_SEED") or random.SystemRandom().randrange(1 << 32))
+    end = time.monotonic() + float(os.environ.get("DOCKPY_FUZZ_SECONDS", "5"))
+    (tmp_path / "seed").write_text(str(seed))
+    (tmp_path / "fuzz").mkdir()
+    fuzz = Fuzz(tmp_path / "fuzz", seed)
+    while time.monotonic() < end:
+        try:
+            fuzz.unpack_one()
+        except AssertionError as failure:
+            raise AssertionError(f"archive {fuzz.unpacked} of DOCKPY_FUZZ_SEED={seed}") from failure
+    fuzz.check()
+    assert fuzz.unpacked > 0
 
 
 def test_gnu_sparse_extension_blocks_are_followed(tmp_path: Path) -> None:
