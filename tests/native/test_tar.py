@@ -398,7 +398,7 @@ def damaged(dice: random.Random, data: bytes) -> bytes:
 
 
 class Fuzz:
-    """Damaged archives, one after the other, into a directory beside one that must stay as it is."""
+    """Damaged archives, one after the other, beside a directory that must stay as it is."""
 
     def __init__(self, directory: Path, seed: int) -> None:
         self._directory = directory
