@@ -216,6 +216,17 @@ def test_an_index_gives_the_image_of_the_platform_asked_for(
         place.registries.pull_image(name, platform="linux/s390x")
 
 
+@pytest.mark.parametrize("other", ["linux/arm64", "windows/amd64", "windows"])
+def test_an_image_for_one_platform_is_not_taken_for_another(
+    registry: LyingRegistry, place: Place, other: str
+) -> None:
+    one, _ = registry.put_image("x", layer(b"amd"), config={"architecture": "x86_64"})
+    name = f"{registry.host}/x"
+    with pytest.raises(RegistryError, match=f"the image is for linux/amd64, not for {other}"):
+        place.registries.pull_image(name, platform=other)
+    assert place.registries.pull_image(name, platform="linux/amd64").image.id == one
+
+
 def test_all_tags_of_a_repository_are_pulled_page_by_page(
     registry: LyingRegistry, place: Place
 ) -> None:

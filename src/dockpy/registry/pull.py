@@ -232,7 +232,9 @@ class Puller:
         is_for = manifests.normal(Platform(parsed.os, parsed.architecture))
         if parsed.os not in ("", "linux"):
             raise RegistryError(f"{where}: an image for {is_for}; containers here are Linux")
-        if wanted is not None and parsed.architecture not in ("", wanted.architecture):
+        if wanted is not None and (
+            wanted.os != "linux" or is_for.architecture not in ("", wanted.architecture)
+        ):
             raise RegistryError(f"{where}: the image is for {is_for}, not for {wanted}")
         for blob in found.manifest.layers:
             if blob.size > self._settings.limits.blob:
