@@ -7,21 +7,31 @@ import hashlib
 import itertools
 import os
 import random
+import re
 import subprocess
+import termios
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from dockpy.cli.transfers import Line, bar, picture
+from dockpy.cli.transfers import Display, Line, bar, picture
 from dockpy.errors import Cancelled
 from dockpy.registry import compressing
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.client import backoff, retry_after
 from dockpy.registry.connecting import Origin, shown
 from dockpy.registry.growing import GrowingFile, GrowingReader
-from dockpy.registry.progress import DOWNLOADING, PULLED, Event, Meter, ProgressReader
+from dockpy.registry.progress import (
+    DOWNLOADING,
+    EXISTS,
+    PULLED,
+    PULLING,
+    Event,
+    Meter,
+    ProgressReader,
+)
 from dockpy.registry.settings import Patience
 from dockpy.registry.sharing import Job, Jobs
 from patience import patient
@@ -263,6 +273,50 @@ def test_what_does_not_fit_is_counted() -> None:
     lines = [(f"layer{n}", line(PULLED, 0, 0, (0.0, 0))) for n in range(12)]
     shown_lines = picture(lines, 80, 6)
     assert shown_lines == ["(8 more above)", *(f"layer{n}: {PULLED}" for n in range(8, 12))]
+
+
+class Screen:
+    """A terminal of 80 columns, and what stands on it in the end; as a Session for a Display."""
+
+    def __init__(self, master: int, slave: int) -> None:
+        termios.tcsetwinsize(slave, (24, 80))
+        self.stdout = self.stderr = slave
+        self._master = master
+        self.lines: list[str] = []
+
+    def write_to(self, stream: int, text: str) -> None:
+        assert stream == self.stdout
+        while found := re.match(r"\x1b\[(\d+)A\r\x1b\[J", text):
+            del self.lines[-int(found[1]) :]
+            text = text[found.end() :]
+        assert "\x1b" not in text
+        self.lines += text.splitlines()
+
+
+@pytest.mark.parametrize("seldom", [True, False])
+def test_what_is_told_of_the_whole_stands_where_it_was_told(seldom: bool) -> None:
+    """On a terminal, whatever was drawn in between."""
+    master, slave = os.openpty()
+    try:
+        screen = Screen(master, slave)
+        display = Display(screen)  # type: ignore[arg-type]
+        for event in (
+            Event("", "a: Pulling from x"),
+            *(Event("one", EXISTS), Event("two", PULLING), Event("two", DOWNLOADING, 1, 2)),
+            *(Event("two", PULLED), Event("", "Digest: d"), Event("", "Status: s")),
+            *(Event("", "b: Pulling from x"), Event("one", EXISTS), Event("", "Digest: e")),
+        ):
+            display.listen(event)
+            if not seldom:
+                display.show()
+        display.settle()
+        assert screen.lines == [
+            *("a: Pulling from x", "one: Already exists", "two: Pull complete"),
+            *("Digest: d", "Status: s", "b: Pulling from x", "one: Already exists", "Digest: e"),
+        ]
+    finally:
+        os.close(master)
+        os.close(slave)
 
 
 def test_a_meter_tells_each_hundredth_at_once_and_no_more_than_that() -> None:

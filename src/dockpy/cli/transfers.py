@@ -30,6 +30,7 @@ MOVING = frozenset(
     {progress.DOWNLOADING, progress.EXTRACTING, progress.PUSHING, progress.PREPARING}
 )
 """Statuses that repeat with other figures."""
+_ALL_ROWS = 10_000
 
 
 class Interrupted(Exception):
@@ -112,6 +113,7 @@ class Display:
             self._changed = True
             line = self._lines.get(event.thing)
             if not event.thing:
+                self._finish_lines()
                 self._texts.append(event.status)
             elif line is None:
                 self._lines[event.thing] = Line(event)
@@ -121,6 +123,13 @@ class Display:
                 if event.status != line.event.status:
                     self._step(event)
                 line.add(event, time.monotonic())
+
+    def _finish_lines(self) -> None:
+        """What a terminal shows of single things stands above what is told about the whole next:
+        that is told before and after them only."""
+        if self._terminal:
+            self._texts += picture(list(self._lines.items()), self._size()[0], _ALL_ROWS)
+            self._lines.clear()
 
     def _step(self, event: Event) -> None:
         """One line for a step that begins, where nobody draws bars."""
@@ -137,7 +146,7 @@ class Display:
             texts, self._texts = self._texts, []
             lines = list(self._lines.items())
             columns, rows = self._size()
-            drawn = picture(lines, columns, 10_000 if last else rows) if self._terminal else []
+            drawn = picture(lines, columns, _ALL_ROWS if last else rows) if self._terminal else []
         text = "".join(f"{one}\n" for one in texts)
         if self._terminal:
             up = f"\x1b[{self._drawn}A\r\x1b[J" if self._drawn else ""
