@@ -201,10 +201,13 @@ class FakeTags:
         if len(name.removeprefix("sha256:")) == 64:
             return self.graph.get(name)
         reference = parse(name)
-        full = f"{reference.repository}:{reference.tag or 'latest'}"
+        full = f"{self.kept(reference.repository)}:{reference.tag or 'latest'}"
         if full in self.names:
             return self.graph.get(self.names[full])
         return self.graph.get(name)
+
+    def kept(self, repository: str) -> str:
+        return parse(repository).repository.removeprefix("default.example/")
 
     def by_id(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}

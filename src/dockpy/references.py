@@ -5,7 +5,7 @@ components are lower case letters and digits with single `.`, one or two `_`, or
 between them; a tag has up to 128 of letters, digits, `_`, `.` and `-`; name and host together have
 at most 255 characters. The first component is a host when it has a `.` or a `:`, is `localhost`,
 or has upper case letters. Names stay as typed: `base` is not `docker.io/library/base` here; that
-equation belongs to the module that talks to registries.
+equation belongs to the modules that know registries, and to `tags`, which asks them.
 """
 
 from __future__ import annotations

@@ -171,6 +171,7 @@ class Runtime:
             )
             undo.callback(self.registries.close)
             self.tags.by_digest = self.registries.find
+            self.tags.familiar = self.registries.familiar
             parent = cgroup_parent or cgroup_name(self.root)
             self.cgroups = CgroupTree(Hierarchies.detect(), parent)
             self.cgroups.prepare()
@@ -756,15 +757,16 @@ class Runtime:
 
     def _selected(self, name: str) -> Selection:
         reference = parse(name) if not is_id(name) else None
-        tags = {} if reference is None else self.tags.get(reference.repository)
+        repository = "" if reference is None else self.tags.kept(reference.repository)
+        tags = self.tags.get(repository) if repository else {}
         if reference is not None and not reference.tag and not reference.digest and tags:
             by_image: dict[str, list[str]] = {}
             for tag, image_id in sorted(tags.items()):
-                by_image.setdefault(image_id, []).append(f"{reference.repository}:{tag}")
+                by_image.setdefault(image_id, []).append(f"{repository}:{tag}")
             return [Selected(self.graph.get(key), tuple(found)) for key, found in by_image.items()]
         image = self.tags.lookup_image(name)
         named = reference is not None and tags.get(reference.tag) == image.id
-        return [Selected(image, (str(reference),) if named else ())]
+        return [Selected(image, (f"{repository}:{reference.tag}",) if reference and named else ())]
 
     def _choose_name(self, asked: str | None) -> str:
         if asked is None:

@@ -13,7 +13,7 @@ from dockpy.errors import Conflict, NoSuchImage, TornRecord, UsageError
 from dockpy.graph import Finding, Graph
 from dockpy.model import DEFAULT_TAG, Image
 from dockpy.records import Flusher, read_json, set_aside, write
-from dockpy.references import DIGEST_SIZES, check_tag, parse, parse_repository
+from dockpy.references import DIGEST_SIZES, Reference, check_tag, parse, parse_repository
 
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -37,6 +37,8 @@ class TagStore:
         self.findings: list[Finding] = []
         self.by_digest: Callable[[str], Image | None] = lambda _name: None
         """Finds an image by the digest a registry gave it, `name@sha256:...`."""
+        self.familiar: Callable[[Reference], str] = lambda reference: reference.repository
+        """What people call a repository, without the default registry's host."""
         try:
             self.reload()
         except TornRecord as torn:
@@ -45,9 +47,14 @@ class TagStore:
 
     # -- asking --------------------------------------------------------------------------------
 
+    def kept(self, repository: str) -> str:
+        """The name under which a repository is kept here: the short one, unless there are names
+        under the long one only, as an earlier default registry left them. UsageError."""
+        return self._kept(parse_repository(repository))
+
     def get(self, repository: str) -> dict[str, str]:
         """Tag to image id; empty when there is no such repository. UsageError for a bad name."""
-        name = parse_repository(repository).repository
+        name = self.kept(repository)
         with self._lock:
             return dict(self._names.get(name, {}))
 
@@ -71,7 +78,7 @@ class TagStore:
                 return self._graph.get(name)
             raise
         with self._lock:
-            tags = self._names.get(reference.repository, {})
+            tags = self._names.get(self._kept(reference), {})
             image_id = tags.get(reference.tag or DEFAULT_TAG)
         if reference.digest:
             image = self.by_digest(name) or self._graph.get(reference.digest)
@@ -111,7 +118,7 @@ class TagStore:
         Conflict when the name belongs to another image, unless `force` moves it. UsageError for a
         repository that is called as a digest's algorithm: `sha256:...` is an id.
         """
-        name = parse_repository(repository).repository
+        name = self.kept(repository)
         if name in DIGEST_SIZES:
             raise UsageError(f"invalid image name {name!r}: with a tag it would look like an id")
         tag = check_tag(tag or DEFAULT_TAG)
@@ -130,7 +137,7 @@ class TagStore:
 
         The image stays. NoSuchImage when there is no such name.
         """
-        name = parse_repository(repository).repository
+        name = self.kept(repository)
         with self._lock:
             tags = self._names.get(name, {})
             gone = [check_tag(tag)] if tag else sorted(tags)
@@ -160,6 +167,11 @@ class TagStore:
                 raise TornRecord(str(self._path), "not a record of repositories and tags")
             self._names = values
             self._encoded.clear()
+
+    def _kept(self, reference: Reference) -> str:
+        short, typed = self.familiar(reference), reference.repository
+        with self._lock:
+            return typed if typed in self._names and short not in self._names else short
 
     def _encode(self, name: str) -> str:
         text = self._encoded.get(name)

@@ -235,7 +235,17 @@ def test_share_your_own_image(
             assert image_id(dockpy, "somebody/betterbase") == made.out.strip()
             history = dockpy.ok("history", "--no-trunc", "somebody/betterbase").out
             assert "Installed curl" in history
-            dockpy.ok("rmi", "somebody/betterbase")
+            long = f"{registry}/somebody/betterbase"  # means the same, and asks nobody
+            told = dockpy.ok("run", "--rm", "--pull=never", long, "cat", "/installed")
+            assert told.out == "curl\n"
+            dockpy.ok("tag", long, f"{registry}/somebody/more:1")
+            dockpy.ok("push", f"{registry}/somebody/more:1")
+            dockpy.ok("push", "-a", f"{registry}/somebody/more")
+            assert dockpy.ok("save", long).raw == dockpy.ok("save", "somebody/betterbase").raw
+            assert dockpy.ok("rmi", f"{registry}/somebody/more:1").out == (
+                "Untagged: somebody/more:1\n"
+            )
+            dockpy.ok("rmi", long)
             again = dockpy.ok("run", "--rm", "somebody/betterbase", "cat", "/installed")
             assert again.out == "curl\n"
             assert "Downloaded newer image for somebody/betterbase:latest" in again.err

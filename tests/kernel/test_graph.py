@@ -462,6 +462,28 @@ def test_a_name_moves_only_by_force(store: Store) -> None:
         store.tags.set("Base", "y", one.id)
 
 
+def test_the_long_and_the_short_name_of_a_repository_are_one(store: Store) -> None:
+    one, two = store.put(b"1"), store.put(b"2")
+    store.tags.set("here.example/old", "", one.id)  # when here.example was not the default yet
+    store.tags.familiar = lambda reference: reference.repository.removeprefix("here.example/")
+    store.tags.set("here.example/base", "v1", one.id)
+    assert store.tags.repositories() == {
+        "base": {"v1": one.id},
+        "here.example/old": {"latest": one.id},
+    }
+    for name in ("base", "here.example/base"):
+        assert store.tags.lookup_image(f"{name}:v1") == one
+        assert store.tags.get(name) == {"v1": one.id}
+    assert store.tags.lookup_image("here.example/old") == one
+    with pytest.raises(NoSuchImage):
+        store.tags.lookup_image("old")
+    store.tags.set("here.example/old", "more", two.id)
+    assert store.tags.delete("here.example/old", "latest") == ["here.example/old:latest"]
+    store.tags.set("old", "", two.id)
+    assert store.tags.lookup_image("here.example/old") == two  # the short one is the newer
+    assert store.tags.delete("here.example/base") == ["base:v1"]
+
+
 def test_no_name_looks_like_an_id(store: Store) -> None:
     one, two = store.put(b"1"), store.put(b"2")
     for name in ("sha256", "sha512"):

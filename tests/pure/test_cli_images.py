@@ -54,6 +54,25 @@ def test_rmi_by_name_takes_along_what_has_no_name_and_no_use_left(
     assert left(engine) == "12"
 
 
+def test_images_and_rmi_take_the_long_name_of_a_repository(
+    caller: Caller, engine: FakeEngine
+) -> None:
+    asked = ("images", "--format", "{{.Repository}}:{{.Tag}}")
+    assert caller(*asked, "default.example/team/app")[1] == "team/app:v1\n"
+    assert caller(*asked, "other.example/team/app")[1] == ""
+    engine.tags.names["more:v2"] = "2" * 64
+    assert caller("rmi", "default.example/more:v2") == (0, "Untagged: more:v2\n", "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("t*", "top:latest"), ("team/*", "team/app:v1"), ("*:v?", ""), ("*/*:v[0-9]", "team/app:v1")],
+)
+def test_a_name_may_be_a_pattern(caller: Caller, pattern: str, expected: str) -> None:
+    shown = caller("images", "--format", "{{.Repository}}:{{.Tag}}", pattern)[1]
+    assert shown.split() == expected.split()
+
+
 def test_rmi_no_prune_leaves_what_it_was_made_from(caller: Caller, engine: FakeEngine) -> None:
     assert caller("rmi", "--no-prune", "top")[0] == 0
     assert left(engine) == "123"

@@ -20,7 +20,7 @@ from dockpy.cli.session import Session
 from dockpy.download import is_url, open_url
 from dockpy.errors import RequestError, UsageError
 from dockpy.model import Config, Image
-from dockpy.references import Reference, check_tag, parse
+from dockpy.references import check_tag, parse
 
 NONE = "<none>"
 FILTERS = ("before", "dangling", "label", "reference", "since")
@@ -91,8 +91,7 @@ def images(
     wanted = filtering.group(filters, FILTERS)
     found = select(session.runtime, wanted, everything=all)
     if name is not None:
-        asked = parse(name)
-        found = [one for one in found if is_asked(one[1], asked)]
+        found = [one for one in found if is_asked(session.runtime, one[1], name)]
     now = time.time()
     rows = [row(image, label, now, shorten=not no_trunc) for image, label in found]
     if digests or "Digest" in form or form == "json":
@@ -145,10 +144,14 @@ def viz_text(engine: Engine, *, shorten: bool) -> str:
     return "".join(lines)
 
 
-def is_asked(label: str, asked: Reference) -> bool:
-    """Whether a name `repository:tag` is the one asked for; without a tag any is."""
+def is_asked(engine: Engine, label: str, name: str) -> bool:
+    """Whether a name `repository:tag` is the one asked for, which may be a pattern; without a tag
+    any is. UsageError."""
+    if set(name) & set("*?["):
+        return fits_reference(label, [name])
+    asked = parse(name)
     repository, _, tag = label.rpartition(":")
-    return repository == asked.repository and (not asked.tag or tag == asked.tag)
+    return repository == engine.tags.kept(asked.repository) and (not asked.tag or tag == asked.tag)
 
 
 def select(

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dockpy.cli.command import Operand, Switch, command
 from dockpy.cli.engine import Engine, EngineContainer
 from dockpy.cli.session import Session
-from dockpy.errors import Conflict, DockpyError
-from dockpy.model import Image
+from dockpy.errors import Conflict, DockpyError, UsageError
+from dockpy.model import DEFAULT_TAG, Image
+from dockpy.references import parse
 
 
 @command(
@@ -45,7 +46,7 @@ def remove(engine: Engine, name: str, *, force: bool, prune: bool) -> list[str]:
     """Remove a name, or an image; the lines that tell what was removed. Conflict when in use."""
     image = engine.tags.lookup_image(name)
     labels = sorted(engine.tags.by_id().get(image.id, ()))
-    named = label_of(name, labels)
+    named = label_of(engine, name, labels)
     if named is not None and len(labels) > 1:
         return [untag(engine, named)]
     if len(labels) > 1 and not force:
@@ -89,12 +90,14 @@ def first_user(engine: Engine, image: Image) -> EngineContainer | None:
     return next((one for one in containers if one.state.running), next(iter(containers), None))
 
 
-def label_of(name: str, labels: Sequence[str]) -> str | None:
-    """The name `repository:tag` the user meant; None when it was an id."""
-    for candidate in (name, f"{name}:latest"):
-        if candidate in labels:
-            return candidate
-    return None
+def label_of(engine: Engine, name: str, labels: Sequence[str]) -> str | None:
+    """The name `repository:tag` the user meant; None when it was an id or a digest."""
+    try:
+        reference = parse(name)
+    except UsageError:  # an id
+        return None
+    label = f"{engine.tags.kept(reference.repository)}:{reference.tag or DEFAULT_TAG}"
+    return label if label in labels and not reference.digest else None
 
 
 def untag(engine: Engine, label: str) -> str:

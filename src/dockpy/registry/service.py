@@ -17,7 +17,7 @@ from dockpy.errors import NoSuchImage, NotInRegistry, RegistryError, Unauthorize
 from dockpy.graph import Graph
 from dockpy.model import DEFAULT_TAG, Image
 from dockpy.records import Flusher
-from dockpy.references import check_tag, parse
+from dockpy.references import Reference, check_tag, parse
 from dockpy.registry import manifests
 from dockpy.registry.auth import ANONYMOUS, Authorizer, Credentials
 from dockpy.registry.cancellation import Cancellation
@@ -25,7 +25,14 @@ from dockpy.registry.client import RegistryClient
 from dockpy.registry.connecting import Broken
 from dockpy.registry.credentials import Asking
 from dockpy.registry.kept import KeptBlobs
-from dockpy.registry.names import Endpoint, Remote, endpoints, registry_host, resolve
+from dockpy.registry.names import (
+    Endpoint,
+    Remote,
+    endpoints,
+    registry_host,
+    repository_of,
+    resolve,
+)
 from dockpy.registry.origins import Origins
 from dockpy.registry.progress import Event, Listener
 from dockpy.registry.pull import Pulled, Puller, own_platform
@@ -138,6 +145,10 @@ class Registries:
         repository = remote.repository
         image_id = self.origins.find(repository.host, repository.path, remote.digest)
         return self._graph.get(image_id) if image_id else None
+
+    def familiar(self, reference: Reference) -> str:
+        """What people call a repository: `<default registry>/library/base` is `base`."""
+        return repository_of(reference, self.settings).familiar
 
     def digest(self, image_id: str, repository: str) -> str:
         """The digest that repository knows an image by, the newest of several; "" when none."""
