@@ -261,6 +261,9 @@ class FakeRegistries:
     def digest(self, image_id: str, repository: str) -> str:
         return "sha256:" + image_id[::-1] if repository.startswith("team/") else ""
 
+    def digests(self, image_id: str) -> list[str]:
+        return [f"team/app@{self.digest(image_id, 'team/app')}"] if image_id[0] == "2" else []
+
     def login(self, registry: str, *_: object) -> str:
         raise RegistryError("cannot reach the registry")
 

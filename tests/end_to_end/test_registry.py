@@ -114,6 +114,8 @@ def test_an_image_made_here_is_the_same_image_after_its_way_through_a_registry(
     assert f"Digest: {digest}" in pulled.out
     assert image_id(dockpy, name) == made
     assert dockpy.ok("run", "--rm", name, "cat", "/said").out == "hello\n"
+    known = dockpy.ok("inspect", "-f", '{{join .RepoDigests " "}}', name).out.strip()
+    assert known == f"{name}@{digest}"
     by_digest = dockpy.ok("run", "--rm", f"{name}@{digest}", "cat", "/said")
     assert (by_digest.out, by_digest.err) == ("hello\n", "")
 

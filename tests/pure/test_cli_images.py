@@ -43,6 +43,13 @@ def test_digests_are_those_of_the_repository_an_image_is_named_by(caller: Caller
     assert form == f"team/app sha256:{'2' * 64}\n"
 
 
+def test_inspect_tells_the_digests_registries_know_an_image_by(caller: Caller) -> None:
+    form = ("inspect", "-f", "{{json .RepoTags}} {{json .RepoDigests}}")
+    known = f'["team/app:v1"] ["team/app@sha256:{"2" * 64}"]\n'
+    assert caller(*form, "team/app:v1") == (0, known, "")
+    assert caller(*form, "base")[1] == '["base:latest"] []\n'
+
+
 def test_rmi_by_name_takes_along_what_has_no_name_and_no_use_left(
     caller: Caller, engine: FakeEngine
 ) -> None:

@@ -74,4 +74,5 @@ def look_up(engine: Engine, name: str, kind: str) -> dict[str, Any]:
     except (NotFound, UsageError) as error:
         raise NotFound(kind or "object", name) from error
     layers = engine.graph.directory_names(image)
-    return image_values(image, engine.tags.by_id().get(image.id, ()), layers)
+    names = engine.tags.by_id().get(image.id, ())
+    return image_values(image, names, engine.registries.digests(image.id), layers)

@@ -294,12 +294,15 @@ def endpoint_values(endpoint: Endpoint | None) -> dict[str, Any]:
     }
 
 
-def image_values(image: Image, names: Sequence[str], layers: Sequence[Path]) -> dict[str, Any]:
-    """An image; `names` as repository:tag, `layers` top-most first."""
+def image_values(
+    image: Image, names: Sequence[str], digests: Sequence[str], layers: Sequence[Path]
+) -> dict[str, Any]:
+    """An image; `names` as repository:tag, `digests` as repository@digest, `layers` top-most
+    first."""
     return {
         "Id": f"sha256:{image.id}",
         "RepoTags": sorted(names),
-        "RepoDigests": [],
+        "RepoDigests": list(digests),
         "Parent": f"sha256:{image.parent}" if image.parent else "",
         "Comment": image.comment,
         "Created": json_time(image.created),

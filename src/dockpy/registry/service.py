@@ -160,6 +160,15 @@ class Registries:
         ]
         return known[-1] if known else ""
 
+    def digests(self, image_id: str) -> list[str]:
+        """Every `repository@digest` an image is known by, sorted: `find` takes each of them."""
+        return sorted(
+            {
+                f"{self.familiar(Reference(one.host, one.path))}@{one.digest}"
+                for one in self.origins.of(image_id)
+            }
+        )
+
     # -- pulling -------------------------------------------------------------------------------
 
     @talking
