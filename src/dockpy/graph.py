@@ -399,6 +399,20 @@ class Graph:
         self.deleted()
 
     @contextmanager
+    def holding(self, image: Image) -> Iterator[None]:
+        """For who reads an image for long: its layers stay, though it may be removed meanwhile.
+
+        NoSuchImage when that has happened already.
+        """
+        with self._lock:
+            self.get(image.id)
+            self._layers.hold(image.layers)
+        try:
+            yield
+        finally:
+            self._layers.drop(image.layers)
+
+    @contextmanager
     def steady_users(self) -> Iterator[None]:
         """Nobody begins to use an image meanwhile, or removes one.
 

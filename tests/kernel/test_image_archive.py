@@ -10,13 +10,14 @@ import os
 import shutil
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from dockpy.errors import BadArchive, DockpyError
+from dockpy.errors import BadArchive, DockpyError, NoSuchImage
 from dockpy.graph import Graph, Layer
 from dockpy.image_archive.loading import Loaded, load
 from dockpy.image_archive.saving import Selected, save
@@ -131,6 +132,34 @@ def test_the_same_images_give_the_same_bytes(graphs: Callable[[], Graph], way: W
     data = saved(first, Selected(made, ("x:1",)))
     again = way(second, data)[0].image
     assert saved(second, Selected(again, ("x:1",))) == data
+
+
+def test_an_image_that_is_removed_while_it_is_saved_is_saved_whole(
+    graphs: Callable[[], Graph],
+) -> None:
+    first, second = graphs(), graphs()
+    made = image(first, layer(b"a=" + bytes(3 << 20)), layer(b"b=2"))
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        try:
+            save(first, [Selected(made, ("made:1",))], writer)
+        finally:
+            os.close(writer)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with open(reader, "rb") as stream:
+        data = stream.read(512)  # it has begun, and the pipe is too small for the rest
+        first.delete(made.id)
+        data += stream.read()
+    thread.join()
+    [one] = streamed(second, data)
+    assert one.image.id == made.id
+    assert content(second, one.image, "b") == b"2"
+    assert left_in(first) == []
+    with pytest.raises(NoSuchImage):
+        saved(first, Selected(made, ()))
 
 
 def test_an_image_without_a_name_is_loaded_by_its_id(graphs: Callable[[], Graph]) -> None:

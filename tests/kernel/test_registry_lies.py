@@ -729,6 +729,29 @@ def test_an_image_made_here_is_pushed_to_the_same_bytes_every_time(
     assert os.listdir(place.root / "uploads") == []
 
 
+def test_an_image_that_is_removed_while_it_is_pushed_arrives_whole(
+    registry: LyingRegistry, place: Place
+) -> None:
+    import io
+
+    from dockpy.model import Config
+
+    image = place.graph.import_archive(io.BytesIO(layer(b"f", noise(3_000_000))), config=Config())
+    name = f"{registry.host}/made"
+    place.tags.set(name, "latest", image.id)
+
+    def remove(_exchange: Exchange) -> bool:
+        place.tags.delete(name)
+        place.graph.delete(image.id)
+        return False
+
+    registry.lie("POST .*/uploads/", remove, times=1)
+    pushed = place.registries.push_image(name)
+    assert os.listdir(place.root / "layers") == []
+    pulled = place.registries.pull_image(name)
+    assert (pulled.image.id, pulled.digest) == (image.id, pushed.digest)
+
+
 def test_a_mirror_that_fails_is_passed_over(registry: LyingRegistry, root: Path) -> None:
     image_id, _ = registry.put_image("x", layer(b"f"))
     with lying_registry() as mirror:

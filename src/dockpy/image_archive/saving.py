@@ -10,6 +10,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from dockpy.errors import KernelError, StoreError
@@ -33,8 +34,16 @@ class Selected:
 def save(graph: Graph, selected: Sequence[Selected], out: int) -> None:
     """Write images to a descriptor. Blocks as it does; on failure a part was written.
 
-    Raises StoreError for a layer that cannot be had, KernelError.
+    They may be removed meanwhile. Raises NoSuchImage when one is before it begins, StoreError for
+    a layer that cannot be had, KernelError.
     """
+    with ExitStack() as held:
+        for one in selected:
+            held.enter_context(graph.holding(one.image))
+        _save(graph, selected, out)
+
+
+def _save(graph: Graph, selected: Sequence[Selected], out: int) -> None:
     configurations = {one.image.id: graph.configuration(one.image) for one in selected}
     layers: dict[str, Layer] = {}
     for one in selected:

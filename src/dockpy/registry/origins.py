@@ -88,6 +88,8 @@ class Origins:
             known.pop(image_id, None)  # the newest image is the last one
             known[image_id] = (*rest, origin)[-_KEPT:]
             self._forget_removed(known)
+            if image_id not in known:  # the image was removed meanwhile
+                return
             with contextlib.suppress(KernelError, OSError):
                 self._directory.mkdir(mode=0o700, exist_ok=True)
                 write(self._path(image_id), dump(known[image_id]), self._flusher)

@@ -143,8 +143,20 @@ class Pusher:
     ) -> Pushed:
         """Put an image where `client` points, under a tag. Blocks until the registry has it.
 
-        Raises RegistryError, Unauthorized, StoreError, KernelError, Cancelled.
+        The image may be removed meanwhile. Raises RegistryError, Unauthorized, NoSuchImage when it
+        is gone before it begins, StoreError, KernelError, Cancelled.
         """
+        with self._graph.holding(image):
+            return self._push(client, image, repository, tag, listener)
+
+    def _push(
+        self,
+        client: RegistryClient,
+        image: Image,
+        repository: Repository,
+        tag: str,
+        listener: Listener,
+    ) -> Pushed:
         document = self._graph.configuration(image)
         layers = plan(image, repository, self._origins)
         for one in layers:
