@@ -69,10 +69,14 @@ def real_registry(
     directory: Path,
     *,
     tls: Certificate | None = None,
+    clients: Path | None = None,
     passwords: dict[str, str] | None = None,
     tokens: TokenServer | None = None,
 ) -> Iterator[str]:
-    """A docker-registry over `directory`, its address while it runs; ended by its pid."""
+    """A docker-registry over `directory`, its address while it runs; ended by its pid.
+
+    `clients`: the authority that certificates of clients must be from (with `tls`).
+    """
     port = free_port()
     lines = [
         "version: 0.1",
@@ -82,7 +86,8 @@ def real_registry(
         f"  addr: 127.0.0.1:{port}",
     ]
     if tls is not None:
-        lines.append(f"  tls: {{certificate: {tls.certificate}, key: {tls.key}}}")
+        lines += ["  tls:", f"    certificate: {tls.certificate}", f"    key: {tls.key}"]
+        lines += [f"    clientcas: [{clients}]"] if clients is not None else []
     if passwords is not None:
         file = directory / "htpasswd"
         file.write_bytes(

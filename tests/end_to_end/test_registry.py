@@ -288,6 +288,28 @@ def test_a_registry_with_tls_and_passwords(
         assert (refused.code, word in refused.err) == (1, False)
 
 
+def test_a_registry_that_wants_a_certificate_of_ours_is_shown_the_one_of_certs_d(
+    dockpy: Client, certificate: Certificate, settings: Path, tmp_path: Path
+) -> None:
+    with real_registry(tmp_path, tls=certificate, clients=certificate.authority) as address:
+        name = f"{address}/closed"
+        made = change(dockpy, name)
+        trust = settings / "certs.d" / address
+        trust.mkdir()
+        shutil.copy(certificate.authority, trust / "ca.crt")
+        refused = dockpy("push", name)
+        assert (refused.code, refused.err.count("\n")) == (1, 1)
+        assert f"{address} wants to see a certificate of ours that it trusts" in refused.err
+        assert f"put it into {trust}/client.cert and its key into {trust}/client.key" in refused.err
+        shutil.copy(certificate.certificate, trust / "client.cert")
+        assert "client.cert: not a usable certificate" in dockpy("push", name).err
+        shutil.copy(certificate.key, trust / "client.key")
+        dockpy.ok("push", name)
+        dockpy.ok("rmi", name)
+        dockpy.ok("pull", name)
+        assert image_id(dockpy, name) == made
+
+
 def by_another_name(address: str) -> str:
     """The same registry by an address that is neither this machine's to us nor in certificates."""
     return f"[::ffff:7f00:1]:{address.rpartition(':')[2]}"

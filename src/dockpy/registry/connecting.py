@@ -192,6 +192,7 @@ def untrusted(
 
     Sources: x509(3ssl) `X509_verify_cert_error_string` for the numbers.
     """
+    place = _certificates(origin, settings)
     advice = {
         9: "see that the clock is right",
         10: "it must be renewed, unless the clock is wrong",
@@ -199,13 +200,41 @@ def untrusted(
         64: "call the registry as its certificate does",
     }.get(failure.verify_code)
     if advice is None:
-        place = settings.certificates[0] if settings.certificates else "certs.d"
-        advice = f"put its authority into {place}/{origin.address}/ca.crt"
+        advice = f"put its authority into {place}/ca.crt"
     why = failure.verify_message.rstrip(".")
     return (
         f"the certificate of {origin.address} is not trusted ({why}); {advice}, "
         f"or {settings.how_to_trust}"
     )
+
+
+_OURS_REFUSED = frozenset(
+    {
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+        "TLSV1_ALERT_UNKNOWN_CA",
+    }
+)
+"""A server's answers to a certificate of ours, or to none, as openssl calls them (RFC 8446 6.2)."""
+
+
+def refused_ours(origin: Origin, failure: BaseException, settings: RegistrySettings) -> None:
+    """RegistryError that says what to do when a server wants another certificate of ours."""
+    if isinstance(failure, ssl.SSLError) and failure.reason in _OURS_REFUSED:
+        place = _certificates(origin, settings)
+        raise RegistryError(
+            f"{origin.address} wants to see a certificate of ours that it trusts "
+            f"({reason(failure)}); put it into {place}/client.cert and its key into "
+            f"{place}/client.key"
+        ) from failure
+
+
+def _certificates(origin: Origin, settings: RegistrySettings) -> str:
+    """Where an administrator puts certificates for a registry."""
+    return f"{settings.certificates[0] if settings.certificates else 'certs.d'}/{origin.address}"
 
 
 def without_tls(origin: Origin, failure: BaseException, settings: RegistrySettings) -> str:

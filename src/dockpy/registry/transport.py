@@ -29,6 +29,7 @@ from dockpy.registry.connecting import (
     open_socket,
     readable,
     reason,
+    refused_ours,
     shown,
     shut,
     state_of,
@@ -307,6 +308,7 @@ class Transport:
         except (OSError, http.client.HTTPException, ValueError) as failure:
             connection.close()
             cancellation.check()
+            refused_ours(connection.origin, failure, self._settings)
             raise Broken(f"{shown(url)}: {reason(failure)}", sent=True) from failure
         except BaseException:
             connection.close()
@@ -371,6 +373,7 @@ class Transport:
         except (OSError, ValueError) as failure:
             sock.close()
             cancellation.check()
+            refused_ours(origin, failure, self._settings)
             plain = isinstance(failure, (ssl.SSLError, ConnectionResetError))
             if plain:
                 what = without_tls(origin, failure, self._settings)
