@@ -4,7 +4,7 @@
 Facts, and where they come from:
 
 - openat2(2) with RESOLVE_IN_ROOT resolves a path as if the root were `/`: absolute links and `..`
-  stay inside, whoever renames directories meanwhile. EAGAIN: a `..` met a rename; try again.
+  stay inside, whoever renames directories meanwhile (`_sys.pxd`: what EAGAIN means).
 - Where a sandbox denies openat2 (EPERM, or ENOSYS as old filters say it), the same walk is done by
   hand, one O_NOFOLLOW step at a time. A `..` walks the real components again from the root, so
   nothing that is moved meanwhile leads out. Doubt: of directories that are moved while they are
@@ -12,13 +12,13 @@ Facts, and where they come from:
 - getdents64 tells a name's type, but for the file systems that do not (DT_UNKNOWN).
 """
 
-from libc.errno cimport EACCES, EAGAIN, EEXIST, EINTR, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT
+from libc.errno cimport EACCES, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT
 from libc.errno cimport ENOSYS, ENOTDIR, ENOTEMPTY, EPERM, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, strcmp, strlen
 
-from dockpy._sys cimport RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, SYS_openat2, call, open_how
+from dockpy._sys cimport RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, open_how, openat2
 from dockpy._walk cimport (
     AT_SYMLINK_NOFOLLOW,
     O_CLOEXEC,
@@ -208,18 +208,14 @@ cdef int beneath(int root, const char *path, int flags) noexcept nogil:
     """openat2 inside the root; -1 and errno."""
     cdef open_how how
     cdef long fd
-    cdef int attempts = 0
     how.flags = <uint64_t>flags
     how.mode = 0
     how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-    while True:
-        fd = call(SYS_openat2, root, path, &how, sizeof(how))
-        if fd >= 0:
-            return <int>fd
-        attempts += 1
-        if fd != -EINTR and (fd != -EAGAIN or attempts > 32):
-            set_errno(<int>-fd)
-            return -1
+    fd = openat2(root, path, &how)
+    if fd < 0:
+        set_errno(<int>-fd)
+        return -1
+    return <int>fd
 
 
 cdef int open_directory(int root, const char *path, bint *by_hand) noexcept nogil:

@@ -379,7 +379,7 @@ cdef int in_root(int root, const char *path, uint64_t flags, uint64_t resolve) n
     how.flags = flags | O_CLOEXEC
     how.mode = 0
     how.resolve = resolve | RESOLVE_IN_ROOT
-    return <int> call(SYS_openat2, root, path, &how, sizeof(how))
+    return <int> openat2(root, path, &how)
 
 
 cdef int write_text(int fd, const char *text) noexcept nogil:

@@ -263,7 +263,7 @@ def try_open(int root, bytes path not None, unsigned long flags, unsigned long m
     how.mode = mode
     how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
     with nogil:
-        fd = <int> syscall(SYS_openat2, root, name, &how, sizeof(how))
+        fd = <int> openat2(root, name, &how)
     if fd < 0:
-        return -1, errno
+        return -1, -fd
     return fd, 0

@@ -1,5 +1,5 @@
-# Kernel declarations shared by the native modules, the record of a failed step, and a system call
-# that is nothing but one.
+# Kernel declarations shared by the native modules, the record of a failed step, a system call
+# that is nothing but one, and openat2 as everybody needs it.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
@@ -123,6 +123,24 @@ cdef extern from "<linux/openat2.h>" nogil:
         RESOLVE_NO_MAGICLINKS
         RESOLVE_NO_SYMLINKS
         RESOLVE_IN_ROOT
+
+cdef extern from *:
+    """
+    #include <linux/openat2.h>
+
+    /* openat2(2) below a root: a descriptor, or minus errno. The kernel says EAGAIN when anything
+     * on the whole host was renamed or mounted while it went up by a `..` (handle_dots in
+     * fs/namei.c): on a busy host one time in a hundred, and the next time it works. */
+    static inline long dockpy_openat2(int root, const char *path, struct open_how *how) {
+        long answer;
+        int attempts = 0;
+        do
+            answer = dockpy_call(SYS_openat2, root, path, how, sizeof(*how));
+        while ((answer == -EAGAIN || answer == -EINTR) && ++attempts < 1000);
+        return answer;
+    }
+    """
+    long openat2 "dockpy_openat2"(int root, const char *path, open_how *how) nogil
 
 cdef extern from "<linux/mount.h>" nogil:
     cdef struct mount_attr:

@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -233,6 +235,36 @@ def test_paths_below_a_root_never_leave_it(place: Path) -> None:
     magic = "Too many levels|Invalid cross-device"
     with closing(os.open("/", os.O_PATH)) as host, pytest.raises(OSError, match=magic):
         mounts.open_in_root(host, "/proc/self/root/etc", os.O_RDONLY)
+
+
+RENAMES = """
+import os, sys
+print("ready", flush=True)
+while True:
+    os.rename("a", "b")
+    os.rename("b", "a")
+"""
+
+
+def test_renames_elsewhere_on_the_host_do_not_make_a_path_fail(tmp_path: Path) -> None:
+    """Where the kernel goes up by a `..` it gives up when anything at all is renamed meanwhile."""
+    root, busy = directories(tmp_path, "root", "busy")
+    (root / "file").write_text("inside")
+    (root / "up").mkdir()
+    (root / "up" / "link").symlink_to("../file")
+    (busy / "a").touch()
+    command = [sys.executable, "-c", RENAMES]
+    with (
+        closing(os.open(root, os.O_PATH)) as opened,
+        subprocess.Popen(command, cwd=busy, stdout=subprocess.PIPE) as renaming,
+    ):
+        try:
+            assert renaming.stdout is not None
+            renaming.stdout.readline()
+            for _ in range(20_000):
+                os.close(mounts.open_in_root(opened, "up/link", os.O_RDONLY))
+        finally:
+            renaming.kill()
 
 
 def test_init_is_a_sealed_program_of_a_few_kilobytes() -> None:

@@ -21,8 +21,8 @@ WORDS = {"if", "while", "for", "switch", "return", "sizeof"}
 MACROS = {"likely", "unlikely", "CYTHON_UNUSED_VAR", "S_ISDIR", "S_ISFIFO", "S_ISSOCK"}
 PLAIN = {"memset", "memcpy", "strlen"}
 """Functions of libc that touch nothing but the memory they are given."""
-OURS = {"dockpy_call"}
-"""One system call (see _sys.pxd)."""
+OURS = {"dockpy_call", "dockpy_openat2"}
+"""One system call, and one that is repeated (see _sys.pxd)."""
 TYPES = {"int32_t", "int64_t", "uint32_t", "uint64_t"}
 ALLOWED = WORDS | MACROS | PLAIN | OURS | TYPES
 
@@ -85,6 +85,13 @@ def test_the_child_reaches_every_kind_of_step() -> None:
     ):
         assert f"_{step}" in names
     assert len(child_functions()) > 25
+
+
+def test_the_repeated_call_is_nothing_but_calls() -> None:
+    text = generated()
+    start = text.index("static inline long dockpy_openat2(")
+    body = text[start : text.index("\n    }", start)]
+    assert called(body) - WORDS == {"dockpy_openat2", "dockpy_call"}
 
 
 def test_no_function_of_the_child_uses_the_interpreter_or_unknown_functions() -> None:
