@@ -56,12 +56,25 @@ def open_url(url: str, *, timeout: float = TIMEOUT) -> BinaryIO:
             reason = "it redirects in circles, or to what is not http or https"
         raise RequestError(f"{url}: the server answers {refusal.code}: {reason}") from refusal
     except urllib.error.URLError as refusal:
-        raise RequestError(f"{url}: {refusal.reason}") from refusal
+        raise RequestError(f"{url}: {_why(refusal.reason)}") from refusal
     except (OSError, http.client.HTTPException, ValueError) as refusal:
-        raise RequestError(f"{url}: {refusal}") from refusal
+        raise RequestError(f"{url}: {_why(refusal)}") from refusal
     length = response.headers.get("Content-Length", "")
     expected = int(length) if length.isascii() and length.isdigit() else None
     return cast(BinaryIO, _Body(url, cast(_Response, response), expected))
+
+
+def _why(failure: object) -> str:
+    """What failed, for people: without the numbers and places that Python tells."""
+    import ssl
+
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not trusted: {failure.verify_message}"
+    if isinstance(failure, ssl.SSLError) and failure.reason:
+        return f"no TLS with it: {failure.reason.replace('_', ' ').lower()}"
+    if isinstance(failure, OSError) and failure.strerror:
+        return failure.strerror
+    return str(failure)
 
 
 class _Body(io.RawIOBase):

@@ -95,9 +95,17 @@ def test_a_silent_server_is_given_up(address: str) -> None:
         open_url(address + "/silent", timeout=0.1)
 
 
+def test_a_server_without_tls_is_told_in_plain_words(address: str) -> None:
+    secure = address.replace("http:", "https:")
+    with pytest.raises(RequestError) as caught:
+        open_url(f"{secure}/good")
+    assert str(caught.value) == f"{secure}/good: no TLS with it: wrong version number"
+
+
 def test_a_dead_port_and_other_schemes_are_refused(address: str) -> None:
-    with pytest.raises(RequestError, match="refused"):
+    with pytest.raises(RequestError) as dead:
         open_url("http://127.0.0.1:1/")
+    assert str(dead.value) == "http://127.0.0.1:1/: Connection refused"
     for url in ("file:///etc/passwd", "ftp://x/y", "/etc/passwd", "https:/x"):
         with pytest.raises(RequestError):
             open_url(url)
