@@ -67,6 +67,8 @@ def test_images_and_rmi_take_the_long_name_of_a_repository(
     asked = ("images", "--format", "{{.Repository}}:{{.Tag}}")
     assert caller(*asked, "default.example/team/app")[1] == "team/app:v1\n"
     assert caller(*asked, "other.example/team/app")[1] == ""
+    assert caller(*asked, f"team/app@sha256:{'2' * 64}")[1] == "team/app:v1\n"
+    assert caller(*asked, f"team/app@sha256:{'3' * 64}")[1] == ""
     engine.tags.names["more:v2"] = "2" * 64
     assert caller("rmi", "default.example/more:v2") == (0, "Untagged: more:v2\n", "")
 

@@ -91,7 +91,7 @@ def images(
     wanted = filtering.group(filters, FILTERS)
     found = select(session.runtime, wanted, everything=all)
     if name is not None:
-        found = [one for one in found if is_asked(session.runtime, one[1], name)]
+        found = [one for one in found if is_asked(session.runtime, *one, name)]
     now = time.time()
     rows = [row(image, label, now, shorten=not no_trunc) for image, label in found]
     if digests or "Digest" in form or form == "json":
@@ -144,14 +144,19 @@ def viz_text(engine: Engine, *, shorten: bool) -> str:
     return "".join(lines)
 
 
-def is_asked(engine: Engine, label: str, name: str) -> bool:
-    """Whether a name `repository:tag` is the one asked for, which may be a pattern; without a tag
-    any is. UsageError."""
+def is_asked(engine: Engine, image: Image, label: str, name: str) -> bool:
+    """Whether a name `repository:tag` of an image is the one asked for, which may be a pattern;
+    without a tag any is. UsageError."""
     if set(name) & set("*?["):
         return fits_reference(label, [name])
     asked = parse(name)
     repository, _, tag = label.rpartition(":")
-    return repository == engine.tags.kept(asked.repository) and (not asked.tag or tag == asked.tag)
+    known = engine.registries.digests(image.id) if asked.digest else ()
+    return (
+        repository == engine.tags.kept(asked.repository)
+        and (not asked.tag or tag == asked.tag)
+        and (not asked.digest or f"{repository}@{asked.digest}" in known)
+    )
 
 
 def select(
