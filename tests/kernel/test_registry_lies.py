@@ -550,6 +550,28 @@ def test_a_token_is_fetched_with_the_scope_of_the_repository_and_used_again(
     assert SECRET not in asked.path
 
 
+def test_a_token_server_that_says_not_now_is_asked_again(
+    registry: LyingRegistry, place: Place
+) -> None:
+    image_id, _ = registry.put_image("x", layer(b"f"))
+    realm = f'Bearer realm="http://{registry.host}/token",service="s"'
+
+    def guard(exchange: Exchange) -> bool:
+        if exchange.headers.get("Authorization") == "Bearer good":
+            return False
+        return exchange.refuse(401, "UNAUTHORIZED", WWW_Authenticate=realm)
+
+    registry.lie("GET /v2/", guard)
+    registry.lie("GET /token", lambda e: e.refuse(429, "TOOMANY", Retry_After="0"), times=1)
+    registry.lie("GET /token", lambda e: e.refuse(503, "BUSY"), times=1)
+    registry.lie("GET /token", lambda e: e.answer(200, b'{"token": "good"}'), times=1)
+    assert place.registries.pull_image(f"{registry.host}/x").image.id == image_id
+    assert len(registry.requests("GET /token")) == 3
+    registry.lie("GET /token", lambda e: e.refuse(429, "TOOMANY", Retry_After="3600"))
+    with pytest.raises(RegistryError, match=r"/token: too many requests; .* in 3600 seconds, or"):
+        place.registries.pull_image(f"{registry.host}/x")
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 500])
 def test_no_error_holds_a_secret(registry: LyingRegistry, place: Place, status: int) -> None:
     registry.put_image("x", layer(b"f"))

@@ -20,9 +20,10 @@ from dockpy.cli.transfers import Display, Line, bar, picture
 from dockpy.errors import Cancelled
 from dockpy.registry import compressing
 from dockpy.registry.cancellation import Cancellation
-from dockpy.registry.client import backoff, retry_after
+from dockpy.registry.client import backoff
 from dockpy.registry.connecting import Origin, shown
 from dockpy.registry.growing import GrowingFile, GrowingReader
+from dockpy.registry.passing import retry_after
 from dockpy.registry.progress import (
     DOWNLOADING,
     EXISTS,

@@ -20,6 +20,7 @@ from dockpy.errors import RegistryError, Unauthorized
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.challenges import Challenge, scopes_of
 from dockpy.registry.connecting import Origin, shown
+from dockpy.registry.passing import PASSING, Passing, retry_after, too_many
 from dockpy.registry.settings import RegistrySettings
 from dockpy.registry.transport import Response, Transport
 
@@ -136,6 +137,12 @@ class Authorizer:
                     if self.credentials
                     else f"{self.host} does not give this to strangers: dockpy login {self.host}"
                 )
+            if response.status in PASSING:
+                wait = retry_after(response.header("Retry-After"), time.time())
+                if response.status == 429:
+                    raise too_many(shown(realm), "", wait)
+                told = f"{shown(realm)}: the token server answers {response.status}"
+                raise Passing(told, wait)
             if response.status != 200:
                 raise RegistryError(f"{shown(realm)}: the token server answers {response.status}")
             values = read_token(response.read(_TOKEN_LIMIT), realm)

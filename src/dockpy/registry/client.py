@@ -7,7 +7,6 @@ An Authorization header goes to the registry's own origin and to nobody else.
 
 from __future__ import annotations
 
-import email.utils
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +19,13 @@ from dockpy.registry.auth import Authorizer
 from dockpy.registry.cancellation import Cancellation
 from dockpy.registry.connecting import Broken, Origin, shown
 from dockpy.registry.names import Endpoint
+from dockpy.registry.passing import PASSING, Passing, retry_after, too_many
 from dockpy.registry.settings import Patience, RegistrySettings
 from dockpy.registry.transport import Response, Source, Transport
 
 T = TypeVar("T")
 _REDIRECTS = (301, 302, 303, 307, 308)
-_PASSING = (408, 429, 500, 502, 503, 504)
 _ERROR_LIMIT = 64 << 10
-
-
-class Passing(Broken):
-    """An answer that says: not now. `wait`: the seconds the server asks for."""
-
-    def __init__(self, text: str, wait: float | None) -> None:
-        self.wait = wait
-        super().__init__(text, sent=True)
 
 
 class RegistryClient:
@@ -228,7 +219,7 @@ class RegistryClient:
         code, text = told(response)
         where = f"{self.endpoint.host}/{self.path}" if self.path else self.endpoint.host
         said = f": {text}" if text else ""
-        if response.proxy is not None and not code and response.status in (403, *_PASSING):
+        if response.proxy is not None and not code and response.status in (403, *PASSING):
             # No registry's error: most likely the proxy's own page.
             target = Origin.of(response.url).address
             told_by = response.proxy.refusal(response.status, target)
@@ -243,11 +234,8 @@ class RegistryClient:
                 return NotInRegistry(f"{where}: not found{said}")
             case 429:
                 wait = retry_after(response.header("Retry-After"), time.time())
-                when = f" in {wait:.0f} seconds" if wait else " later"
-                return Passing(
-                    f"{where}: too many requests{said}; try again{when}, or log in", wait
-                )
-            case status if status in _PASSING:
+                return too_many(where, said, wait)
+            case status if status in PASSING:
                 wait = retry_after(response.header("Retry-After"), time.time())
                 return Passing(f"{where}: the registry answers {status}{said}", wait)
             case status:
@@ -257,17 +245,6 @@ class RegistryClient:
 def backoff(patience: Patience, attempt: int) -> float:
     """Seconds to wait after so many failures in a row."""
     return min(patience.backoff * 2.0 ** (attempt - 1), patience.backoff_limit)
-
-
-def retry_after(text: str, now: float) -> float | None:
-    """Seconds a Retry-After header asks for; None when there is none that makes sense."""
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        when = email.utils.parsedate_to_datetime(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return max(when - now, 0.0)
 
 
 def told(response: Response) -> tuple[str, str]:
