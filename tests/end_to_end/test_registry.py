@@ -367,6 +367,22 @@ def test_login_asks_for_the_password_without_showing_it(
     assert json.loads(config.read_text())["auths"][registry]["auth"] == "c29tZWJvZHk6c2VjcmV0"
 
 
+@pytest.mark.parametrize("typed", ["\x03", "somebody\nsec\x03"])
+def test_ctrl_c_ends_a_login_at_either_question(
+    dockpy: Client, config: Path, registry: str, typed: str
+) -> None:
+    with dockpy.terminal("login", registry) as terminal:
+        terminal.expect(f"Username for {registry}: ")
+        first, _, rest = typed.partition("\n")
+        terminal.type(f"{first}\n" if rest else first)
+        if rest:
+            terminal.expect("Password: ")
+            terminal.type(rest)
+        assert terminal.wait() == 130
+        assert terminal.settings() == terminal.before
+    assert not config.exists()
+
+
 def test_a_credential_helper_is_asked_and_a_missing_one_is_an_error(
     dockpy: Client, config: Path, certificate: Certificate, tmp_path: Path
 ) -> None:

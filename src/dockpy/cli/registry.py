@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import termios
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dockpy.cli.command import Operand, Option, Switch, command
 from dockpy.cli.secrets import CallersKeeper, asking
 from dockpy.cli.session import Session
-from dockpy.cli.transfers import watch
+from dockpy.cli.transfers import Interrupted, watch
 from dockpy.errors import DockpyError, NoSuchImage, RequestError, UsageError
 from dockpy.references import parse
 from dockpy.registry import credentials as kept
@@ -206,14 +207,14 @@ def await_silence(session: Session) -> None:
 
 
 def read_line(session: Session, *, raw: bool) -> str:
-    """One line from standard input; `raw`: its keys come as they are typed."""
+    """One line from standard input; `raw`: its keys come as they are typed. Interrupted."""
     line = bytearray()
     while len(line) < PASSWORD_LIMIT:
         key = os.read(session.stdin, 1)
         if key in (b"", b"\n") or (raw and key in (b"\r", b"\x04")):
             break
         if raw and key == b"\x03":
-            raise RequestError("interrupted")
+            raise Interrupted(128 + signal.SIGINT)
         if raw and key in (b"\x7f", b"\x08"):
             text = line.decode(errors="ignore")[:-1]
             line = bytearray(text.encode())
