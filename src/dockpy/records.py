@@ -17,6 +17,8 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,9 @@ class Flusher:
         self._delay = delay
         self._changed = threading.Condition()
         self._paths: set[str] = set()
+        self._moved: set[str] = set()
         self._trees: set[str] = set()
+        self._watched: dict[int, int] = {}
         self._asked = 0
         self._done = 0
         self._failures: dict[int, KernelError] = {}
@@ -129,11 +133,23 @@ class Flusher:
 
     def wrote(self, path: Path | str) -> None:
         """`path` has a new record; returns at once."""
-        with self._changed:
-            self._paths.add(os.fspath(path))
-            self._start()
-            if len(self._paths) == 1:
-                self._changed.notify_all()
+        self._note(self._paths, path)
+
+    def moved(self, path: Path | str) -> None:
+        """`path` was renamed to here within its directory, and on the disk it is whole; at once."""
+        self._note(self._moved, path)
+
+    def watch(self, tree: Path) -> None:
+        """From now on no failure to write to the file system of `tree` is missed.
+
+        The kernel tells such a failure once to everybody who had a descriptor of the file system
+        before it, and otherwise to the first who asks, which may be another program (syncfs(2)).
+        For who has files written long before the barrier. Keeps the file system busy until `close`.
+        """
+        with self._changed, contextlib.suppress(OSError):
+            system = os.stat(tree).st_dev
+            if system not in self._watched:
+                self._watched[system] = os.open(tree, os.O_RDONLY | os.O_CLOEXEC)
 
     def flush(self, *trees: Path) -> None:
         """Wait until every record written so far is on the disk, and all that is in `trees`.
@@ -145,7 +161,8 @@ class Flusher:
             failure, self._unreported = self._unreported, None
             if failure is not None:
                 raise failure
-            if not self._paths and not trees and self._asked == self._done and not self._busy:
+            noted = self._paths or self._moved or trees
+            if not noted and self._asked == self._done and not self._busy:
                 return
             self._trees.update(map(os.fspath, trees))
             self._asked += 1
@@ -170,6 +187,17 @@ class Flusher:
             self._thread = None
         if thread is not None:
             thread.join()
+        with self._changed:
+            for descriptor in self._watched.values():
+                os.close(descriptor)
+            self._watched.clear()
+
+    def _note(self, where: set[str], path: Path | str) -> None:
+        with self._changed:
+            where.add(os.fspath(path))
+            self._start()
+            if len(self._paths) + len(self._moved) == 1:
+                self._changed.notify_all()
 
     def _start(self) -> None:
         if self._thread is None:
@@ -181,21 +209,26 @@ class Flusher:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: bool(self._paths) or self._asked > self._done or self._closing
+                    lambda: (
+                        bool(self._paths or self._moved)
+                        or self._asked > self._done
+                        or self._closing
+                    )
                 )
                 if self._asked == self._done and not self._closing:
                     # Let a group gather; a barrier or the end cuts the wait short.
                     self._changed.wait_for(
                         lambda: self._asked > self._done or self._closing, timeout=self._delay
                     )
-                paths, self._paths = self._paths, set()
-                trees, self._trees = self._trees, set()
+                group = _Group(set(self._paths), set(self._moved), set(self._trees), self._watched)
+                for taken in (self._paths, self._moved, self._trees):
+                    taken.clear()
                 turn = self._asked
-                if self._closing and not paths and not trees and turn == self._done:
+                if self._closing and group.is_empty and turn == self._done:
                     return
                 waited_for = turn > self._done
                 self._busy = True
-            failure = _take_to_disk(paths, trees)
+            failure = group.take_to_disk()
             with self._changed:
                 self._busy = False
                 self._done = turn
@@ -206,29 +239,44 @@ class Flusher:
                 self._changed.notify_all()
 
 
-def _take_to_disk(paths: set[str], trees: set[str]) -> KernelError | None:
-    """fdatasync for a few records, syncfs for trees and for many; the first failure."""
-    failure: KernelError | None = None
-    systems: dict[int, str] = {}
-    for tree in trees:
-        with contextlib.suppress(OSError):
-            systems.setdefault(os.stat(tree).st_dev, tree)
-    if len(paths) > _MANY:
-        for path in set(map(os.path.dirname, paths)):
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What goes to the disk together. `watched`: descriptors by the number of their file system."""
+
+    paths: set[str]
+    moved: set[str]
+    trees: set[str]
+    watched: Mapping[int, int]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.paths or self.moved or self.trees)
+
+    def take_to_disk(self) -> KernelError | None:
+        """fdatasync for a few records, syncfs for trees and for many; the first failure."""
+        failure: KernelError | None = None
+        paths, trees = self.paths, self.trees
+        directories = set(map(os.path.dirname, (*paths, *self.moved)))
+        if len(paths) > _MANY:
+            paths, trees, directories = set(), trees | directories, set()
+        systems: dict[int, str] = {}
+        for tree in trees:
             with contextlib.suppress(OSError):
-                systems.setdefault(os.stat(path).st_dev, path)
-        paths = set()
-    for path in systems.values():
-        failure = _sync(path, "flush filesystem", _syncfs) or failure
-    for path in paths:
-        failure = _sync(path, "flush record", os.fdatasync) or failure
-    for directory in set(map(os.path.dirname, paths)):
-        failure = _sync(directory, "flush directory", os.fsync) or failure
-    return failure
+                systems.setdefault(os.stat(tree).st_dev, tree)
+        for system, path in systems.items():
+            failure = _sync(path, "flush filesystem", _syncfs, self.watched.get(system)) or failure
+        for path in paths:
+            failure = _sync(path, "flush record", os.fdatasync) or failure
+        for directory in directories:
+            failure = _sync(directory, "flush directory", os.fsync) or failure
+        return failure
 
 
-def _sync(path: str, step: str, call: Any) -> KernelError | None:
+def _sync(path: str, step: str, call: Any, watched: int | None = None) -> KernelError | None:
     try:
+        if watched is not None:
+            call(watched)
+            return None
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             call(fd)

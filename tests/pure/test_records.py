@@ -235,6 +235,40 @@ def test_a_record_removed_before_the_flush_is_no_failure(tmp_path: Path) -> None
     assert names(tmp_path) == []
 
 
+def test_of_what_was_moved_only_the_name_is_flushed(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flusher = Flusher(delay=3600)
+    directories: list[str] = []
+    monkeypatch.setattr(records.os, "fsync", lambda fd: disk._note(directories, fd))
+    (tmp_path / "moved").mkdir()
+    flusher.moved(tmp_path / "moved")
+    flusher.flush()
+    assert (disk.files, disk.systems, directories) == ([], [], [tmp_path.name])
+    flusher.moved(tmp_path / "moved")
+    flusher.close()
+    assert directories == [tmp_path.name] * 2
+
+
+def test_a_watched_file_system_is_flushed_by_the_descriptor_that_saw_all(
+    tmp_path: Path, disk: Disk
+) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    flusher = Flusher(delay=3600)
+    for name in ("watched", "tree"):
+        (tmp_path / name).mkdir()
+    flusher.watch(tmp_path / "watched")
+    flusher.watch(tmp_path / "tree")  # the same file system
+    for _ in range(2):
+        flusher.flush(tmp_path / "tree")
+    assert disk.systems == ["watched", "watched"]
+    disk.fail = True
+    with pytest.raises(KernelError, match="flush filesystem"):
+        flusher.flush(tmp_path / "tree")
+    flusher.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_real_disk_takes_records_and_trees(tmp_path: Path) -> None:
     flusher = Flusher(delay=3600)
     write(tmp_path / "a", b"1", flusher)
