@@ -33,6 +33,7 @@ CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWCGROUP = 0x20000000, 0x40000000, 0x02000000
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 SYS_BPF = {"x86_64": 321, "aarch64": 280}
+SYS_CACHESTAT = 451
 SYS_OPEN_TREE, SYS_PIDFD_OPEN, SYS_OPENAT2, SYS_MOVE_MOUNT = 428, 434, 437, 429
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -101,6 +102,24 @@ def in_child(action: Callable[[], None]) -> None:
 def _directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dockpy-probe-", dir=real_directory()) as name:
         yield Path(name)
+
+
+def dirty_pages(file: int) -> int:
+    """How many pages of a file are not on the disk, nor on the way. Source: cachestat(2), 6.5."""
+    whole = struct.pack("QQ", 0, 0)
+    found = ctypes.create_string_buffer(5 * 8)
+    _check(_libc.syscall(SYS_CACHESTAT, file, whole, found, 0), "cachestat")
+    return int(struct.unpack("5Q", found)[1])
+
+
+def _write_back() -> None:
+    with _directory() as directory, open(directory / "file", "wb", buffering=0) as file:
+        file.write(bytes(1 << 20))
+        if not dirty_pages(file.fileno()):
+            raise Refused("the file system for tests does not wait with write-back")
+        os.fsync(file.fileno())
+        if dirty_pages(file.fileno()):
+            raise Refused("the file system for tests writes nothing to a disk")
 
 
 def real_directory() -> Path:
@@ -439,6 +458,7 @@ PROBES: Mapping[str, Callable[[], None]] = {
     "netns": _namespace(CLONE_NEWNET),
     "ctnetlink": _ctnetlink,
     "overlay": _overlay,
+    "write_back": _write_back,
     "devpts": _devpts,
     "mknod": _mknod,
     "user_attributes": _user_attributes,

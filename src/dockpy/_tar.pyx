@@ -15,12 +15,15 @@ Facts, and where they come from:
   that hides the ones below (kernel, Documentation/filesystems/overlayfs.rst); an OCI layer says the
   same with `.wh.NAME` and `.wh..wh..opq` (OCI image spec, layer.md), about *lower* layers only.
 
+- sync_file_range(2) with SYNC_FILE_RANGE_WRITE begins to write a file's pages and waits for none;
+  syncfs(2) later finds them written, or under way, and tells of what failed.
+
 `_tarread` reads; here is what becomes of the entries. Memory does not grow with the archive: what is
 to be done to directories at the end goes to a file without a name (`_spill`) when it is much.
 """
 
-from libc.errno cimport EEXIST, EINTR, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR
-from libc.errno cimport EOPNOTSUPP, EPERM, errno
+from libc.errno cimport EDQUOT, EEXIST, EINTR, EINVAL, EIO, EISDIR, ELOOP, ENAMETOOLONG, ENOENT
+from libc.errno cimport ENOMEM, ENOSPC, ENOTDIR, EOPNOTSUPP, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free
@@ -100,6 +103,12 @@ cdef extern from *:
     int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags) nogil
     int c_setxattr "setxattr"(const char *path, const char *name, const void *value, size_t size, int flags) nogil
     dev_t makedev(unsigned int major, unsigned int minor) nogil
+    unsigned int SYNC_FILE_RANGE_WRITE
+    int sync_file_range(int fd, int64_t offset, int64_t size, unsigned int flags) nogil
+
+cdef enum:
+    WRITTEN_ROOM = 32  # descriptors that wait for `take_written`
+    WRITTEN_PIECE = 8 << 20  # bytes of a file that is not at its end yet
 
 cdef enum TreeProblem:
     BARE_WHITEOUT = FIRST_OF_TREE
@@ -190,11 +199,17 @@ cdef class Unpacker(TarReader):
     cdef Buffer last_directory
     cdef int64_t recorded
 
+    # Files of so many bytes (0: none) are not closed, but kept for who begins to write them back.
+    cdef int64_t keeps_from
+    cdef int64_t unannounced  # bytes of the file at hand
+    cdef int kept[WRITTEN_ROOM]
+    cdef readonly int written
+
     cdef readonly bint replaced
 
     def __cinit__(self, int directory, *, int64_t max_bytes, int64_t max_entries, int max_path,
                   int64_t max_metadata, bint whiteouts, bint by_hand=False, bint skeleton=False, bint merges=False,
-                  int64_t owner=-1, int64_t group=-1, bint tame=False):
+                  int64_t owner=-1, int64_t group=-1, bint tame=False, int64_t keeps_from=0):
         self.file = -1
         self.parent = -1
         self.root = same_again(directory)
@@ -205,6 +220,7 @@ cdef class Unpacker(TarReader):
         self.tame = tame
         self.owner = owner
         self.group = group
+        self.keeps_from = keeps_from
         self.max_bytes = max_bytes
         self.max_entries = max_entries
         self.max_path = max_path
@@ -228,6 +244,9 @@ cdef class Unpacker(TarReader):
             close(self.root)
         if self.parent >= 0:
             close(self.parent)
+        while self.written:
+            self.written -= 1
+            close(self.kept[self.written])
         self.root = self.file = self.parent = -1
         self.closed = True
 
@@ -243,6 +262,13 @@ cdef class Unpacker(TarReader):
     def close(self):
         """Let go of the directory; half a file is taken away where nobody else will."""
         self.shut()
+
+    def take_written(self) -> list[int]:
+        """Descriptors of files that are written, or a good part of them; the caller's from now on."""
+        cdef int i
+        found = [self.kept[i] for i in range(self.written)]
+        self.written = 0
+        return found
 
     @property
     def walks_by_hand(self) -> bool:
@@ -733,6 +759,7 @@ cdef class Unpacker(TarReader):
             self.forget_displaced(parent)
         self.file_parent = parent
         self.file_leaf = leaf
+        self.unannounced = 0
         return 0
 
     cdef int content(self, const uint8_t *data, size_t size) noexcept nogil:
@@ -750,7 +777,16 @@ cdef class Unpacker(TarReader):
             offset += done
             data += done
             size -= done
+            self.unannounced += done
+        if self.keeps_from and self.unannounced >= WRITTEN_PIECE and self.written < WRITTEN_ROOM:
+            self.keep_written(same_again(self.file))
         return 0
+
+    cdef void keep_written(self, int file) noexcept nogil:
+        if file >= 0:
+            self.kept[self.written] = file
+            self.written += 1
+        self.unannounced = 0
 
     cdef int end_content(self) noexcept nogil:
         cdef stat_s info
@@ -772,6 +808,10 @@ cdef class Unpacker(TarReader):
         times[0].tv_nsec = times[1].tv_nsec = self.mtime.nanoseconds
         if futimens(self.file, times) != 0:
             return self.refused(STEP_TIMES, errno)
+        if self.keeps_from and self.unannounced >= self.keeps_from and self.written < WRITTEN_ROOM:
+            self.keep_written(self.file)
+            self.file = -1
+            return 0
         # close(2) may tell what write-back could not do (NFS, quota).
         if close(self.file) != 0 and errno != EINTR:
             self.file = -1
@@ -859,3 +899,32 @@ cdef class Unpacker(TarReader):
             return -1
         fd = open_directory(self.root, self.scratch.data, &self.by_hand)
         return fd if fd < 0 else self.remember(fd, path, cut)
+
+
+# ---------------------------------------------------------------- write-back
+
+def begin_write_back(list files not None) -> int:
+    """Have the kernel begin to write these files (at most 32) to the disk, and close them.
+
+    Blocks while the disk's queue is full. 0, or the first errno that says data was lost: of
+    sync_file_range(2), or of close(2). That the call is not known or not allowed is nothing.
+    """
+    cdef int fds[WRITTEN_ROOM]
+    cdef int count = len(files)
+    cdef int first = 0
+    cdef int err
+    cdef int i
+    if count > WRITTEN_ROOM:
+        raise ValueError("too many files")
+    for i in range(count):
+        fds[i] = files[i]
+    with nogil:
+        for i in range(count):
+            err = 0
+            if sync_file_range(fds[i], 0, 0, SYNC_FILE_RANGE_WRITE) != 0:
+                err = errno if errno == EIO or errno == ENOSPC or errno == EDQUOT else 0
+            if close(fds[i]) != 0 and errno != EINTR and not err:
+                err = errno
+            if not first:
+                first = err
+    return first

@@ -177,6 +177,10 @@ cdef class TarReader:
             self.end()
         return self.problem == FINE
 
+    @property
+    def skeleton_size(self) -> int:
+        """How many bytes `take_skeleton` would give, about."""
+        return self.tape.size + self.raw.size
 
     def take_skeleton(self) -> bytes:
         """What the stream held besides the contents of files, since the last time. Format: `_skeleton`."""

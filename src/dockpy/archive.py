@@ -1,7 +1,8 @@
 """A stream of any compression to a tree of files; values in, exceptions out.
 
-Three threads share the work, and a fixed set of buffers goes round between them: one reads and
-decompresses, one hashes, and the caller's own unpacks (`_tar`). All three release the GIL.
+Threads share the work, and a fixed set of buffers goes round between them: one reads and
+decompresses, one hashes (of a plain archive they are one), and the caller's own unpacks (`_tar`),
+which takes longest. What need not be done in its turn is another's (`behind`). All release the GIL.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import BinaryIO
 
 from dockpy._below import remove_tree
 from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker
+from dockpy.behind import WRITE_BACK_FROM, Behind
 from dockpy.compression import HEAD_SIZE, Compression, Readable, decoder, detect
 from dockpy.errors import BadArchive, DockpyError, KernelError, RequestError
 from dockpy.pipes import widen
-from dockpy.skeleton import SkeletonWriter
 
 __all__ = ["Budget", "Compression", "Extracted", "detect", "extract", "extract_into", "remove"]
 
@@ -72,15 +73,17 @@ def extract(
     whiteouts: bool = True,
     by_hand: bool = False,
     skeleton: int | None = None,
+    write_back: bool = False,
 ) -> Extracted:
     """Unpack the tar stream `source` into `directory`, which is made unless it is there and empty.
 
     `source` is a descriptor or a binary file, at its current position, read to its end and left
     open. `whiteouts`: `.wh.` names become overlayfs's marks, as OCI layers mean them; otherwise
     they are names like any other. `by_hand` resolves names without openat2, for tests. `skeleton`:
-    a descriptor to write what `skeleton.rebuild` needs to.
+    a descriptor to write what `skeleton.rebuild` needs to. `write_back`: the kernel begins to write
+    large files to the disk at once, for a caller that will flush them.
 
-    Blocks until all is unpacked; nothing is flushed to disk. On failure everything made here is
+    Blocks until all is unpacked, not until it is on the disk. On failure everything made here is
     removed again. A blocked read of a descriptor is given up when unpacking fails; one of a file
     object is waited for.
     Raises BadArchive for what is wrong with the archive, KernelError for what the kernel refuses,
@@ -98,21 +101,20 @@ def extract(
             whiteouts=whiteouts,
             by_hand=by_hand,
             skeleton=skeleton is not None,
+            keeps_from=WRITE_BACK_FROM if write_back else 0,
         )
         length = 0
-        kept = None if skeleton is None else SkeletonWriter(skeleton)
         try:
-            with _Stream(source) as stream:
+            with _Stream(source) as stream, Behind(skeleton) as behind:
                 for piece in stream.pieces():
                     length += len(piece)
                     if not unpacker.feed(piece):
                         raise _failure(unpacker)
-                    if kept is not None:
-                        kept.write(unpacker.take_skeleton())
+                    behind.take(unpacker)
+                behind.take(unpacker, all_of_it=True)
                 if not unpacker.finish():
                     raise _failure(unpacker)
-                if kept is not None:
-                    kept.finish()
+                behind.finish()
             return Extracted(
                 diff_id=stream.digest(),
                 size=unpacker.bytes_written,
@@ -120,12 +122,10 @@ def extract(
                 compression=stream.compression,
                 ignored_attributes=unpacker.ignored_attributes,
                 stream=length,
-                rebuildable=kept is not None and not unpacker.replaced,
+                rebuildable=skeleton is not None and not unpacker.replaced,
             )
         finally:
             unpacker.close()
-            if kept is not None:
-                kept.abandon()
     except BaseException:
         _clear(target)
         if made:
@@ -228,6 +228,10 @@ def _failure(unpacker: Unpacker) -> DockpyError:
     return KernelError(KERNEL_STEPS[unpacker.problem], unpacker.error, name or None)
 
 
+_Item = tuple[memoryview, int] | BaseException | None
+"""A buffer and how much is in it; what went wrong; the end."""
+
+
 class _Given:
     """The caller's source as a raw stream that can be woken up and shown its first bytes again."""
 
@@ -284,7 +288,11 @@ class _Given:
 
 
 class _Stream:
-    """The decompressed bytes of a source, hashed on the way. Use as a context, iterate once."""
+    """The decompressed bytes of a source, hashed on the way. Use as a context, iterate once.
+
+    A plain stream is read and hashed by one thread, which takes less time than unpacking does and
+    hashes what is in its cache; a compressed one is decompressed in one and hashed in another.
+    """
 
     def __init__(self, source: BinaryIO | int) -> None:
         self.compression = Compression.NONE
@@ -292,25 +300,20 @@ class _Stream:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._given = _Given(source, self._wake)
         self._free: SimpleQueue[memoryview | None] = SimpleQueue()
-        self._read: SimpleQueue[tuple[memoryview, int] | BaseException | None] = SimpleQueue()
-        self._hashed: SimpleQueue[tuple[memoryview, int] | BaseException | None] = SimpleQueue()
+        self._read: SimpleQueue[_Item] = SimpleQueue()
+        self._hashed: SimpleQueue[_Item] = SimpleQueue()
         for _ in range(_BUFFERS):
             self._free.put(memoryview(bytearray(_BUFFER_SIZE)))
-        self._threads = [
-            threading.Thread(target=self._reading, name="dockpy-inflate", daemon=True),
-            threading.Thread(target=self._hashing, name="dockpy-hash", daemon=True),
-        ]
+        self._reader = threading.Thread(target=self._reading, name="dockpy-inflate", daemon=True)
 
     def __enter__(self) -> _Stream:
-        for thread in self._threads:
-            thread.start()
+        self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._free.put(None)
         os.eventfd_write(self._wake, 1)
-        for thread in self._threads:
-            thread.join()
+        self._reader.join()
         os.close(self._wake)
 
     def pieces(self) -> Iterator[memoryview]:
@@ -327,18 +330,29 @@ class _Stream:
         return self._hash.hexdigest()
 
     def _reading(self) -> None:
+        hasher = None
         try:
             head = self._given.head()
             self.compression = detect(head)
             stream: Readable = decoder(self.compression, self._given)
+            if self.compression is not Compression.NONE:
+                started = threading.Thread(target=self._hashing, name="dockpy-hash", daemon=True)
+                started.start()
+                hasher = started
             while (buffer := self._free.get()) is not None:
                 count = stream.readinto(buffer)
                 if count == 0:
                     break
-                self._read.put((buffer, count))
+                if hasher is not None:
+                    self._read.put((buffer, count))
+                else:
+                    self._hash.update(buffer[:count])
+                    self._hashed.put((buffer, count))
         except BaseException as failure:  # raised again in the caller's thread
-            self._read.put(failure)
-        self._read.put(None)
+            (self._hashed if hasher is None else self._read).put(failure)
+        (self._hashed if hasher is None else self._read).put(None)
+        if hasher is not None:
+            hasher.join()
 
     def _hashing(self) -> None:
         while (item := self._read.get()) is not None:

@@ -190,10 +190,15 @@ class LayerStore:
         content is another.
         """
         began = _position(source)
+        self._flusher.watch(self.directory)
         with unfinished(self.directory, self._trash) as directory:
             with opened(directory / SKELETON, os.O_WRONLY | os.O_CREAT) as kept:
                 extracted = archive.extract(
-                    source, directory / DIFF, limits=limits or archive.Budget(), skeleton=kept
+                    source,
+                    directory / DIFF,
+                    limits=limits or archive.Budget(),
+                    skeleton=kept,
+                    write_back=True,
                 )
             if expected and extracted.diff_id != expected:
                 raise BadArchive(
@@ -253,36 +258,40 @@ class LayerStore:
         """Give up a layer that was not placed."""
         self._trash.discard(staged.directory)
 
-    def place(self, stack: Sequence[tuple[StagedLayer, str]]) -> list[Layer]:
+    def place(
+        self, stack: Sequence[tuple[StagedLayer, str]], beside: Sequence[Path] = ()
+    ) -> list[Layer]:
         """Put staged layers in place, each on the stack with the chain id beside it ("" for none).
 
         Waits once for the disk, then renames them in the order given; all or none. Each is held
         until an image has it or `drop` gives it up. Raises KernelError; the staged are gone then.
+        `beside`: directories that this wait takes to the disk too. That the layers have their names
+        is on the disk after the next barrier.
         """
-        layers = [_placed(staged, parent) for staged, parent in stack]
-        placed = 0
+        layers = [placed(staged, parent) for staged, parent in stack]
+        done = 0
         try:
             for (staged, _), layer in zip(stack, layers, strict=True):
                 write(staged.directory / META, _encode(layer))
             for path in (one.directory for one, _ in stack if one.packed):
                 self._flusher.wrote(path / PACKED)
                 self._flusher.wrote(path / META)
-            self._flusher.flush(*(one.directory for one, _ in stack if not one.packed))
+            self._flusher.flush(*beside, *(one.directory for one, _ in stack if not one.packed))
             for (staged, _), layer in zip(stack, layers, strict=True):
                 self._put(staged.directory, layer.chain_id)
-                placed += 1
+                done += 1
         except BaseException as failure:
             with contextlib.suppress(KernelError):
-                for staged, _ in stack[placed:]:
+                for staged, _ in stack[done:]:
                     self._trash.discard(staged.directory)
-            self.drop([layer.chain_id for layer in layers[:placed]])
+            self.drop([layer.chain_id for layer in layers[:done]])
             if isinstance(failure, OSError) and not isinstance(failure, KernelError):
                 raise KernelError(
                     "place layer", failure.errno or errno.EIO, str(self.directory)
                 ) from failure
             raise
         for layer in layers:
-            self._flusher.wrote(self.directory / layer.chain_id)
+            self._flusher.moved(self.directory / layer.chain_id)
         return layers
 
     def _put(self, directory: Path, chain: str) -> None:
@@ -402,7 +411,8 @@ def _check_meta(path: str, meta: Sight) -> Iterator[Finding]:
         yield Finding(Path(path, META), again)
 
 
-def _placed(staged: StagedLayer, parent: str) -> Layer:
+def placed(staged: StagedLayer, parent: str) -> Layer:
+    """What a staged layer will be on the stack with chain id `parent`."""
     return Layer(
         chain_id=chain_id(parent, staged.diff_id),
         diff_id=staged.diff_id,

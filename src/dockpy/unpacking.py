@@ -150,6 +150,7 @@ class Unpacking:
             if (place / DIFF).is_dir():
                 return False
             try:
+                self._flusher.watch(self._directory)
                 with open(place / PACKED, "rb", buffering=0) as stream:
                     archive.remove(work)
                     work.mkdir(mode=0o700)
@@ -169,7 +170,9 @@ class Unpacking:
     def _extract(self, chain: str, stream: _Abandonable, work: Path) -> None:
         kept = os.open(work / SKELETON, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            made = archive.extract(cast("BinaryIO", stream), work / DIFF, skeleton=kept)
+            made = archive.extract(
+                cast("BinaryIO", stream), work / DIFF, skeleton=kept, write_back=True
+            )
         finally:
             os.close(kept)
         if made.diff_id != self._digest_of(chain) or not made.rebuildable:

@@ -79,11 +79,18 @@ class Gate:
         self._real = unpacking.archive.extract
         monkeypatch.setattr(unpacking.archive, "extract", self._extract)
 
-    def _extract(self, source: io.RawIOBase, directory: Path, *, skeleton: int) -> Extracted:
+    def _extract(
+        self, source: io.RawIOBase, directory: Path, *, skeleton: int, write_back: bool
+    ) -> Extracted:
         self.count += 1
         self.arrived.set()
         assert self.opened.wait(patient(10))
-        return self._real(source, directory, skeleton=skeleton)  # type: ignore[arg-type]
+        return self._real(
+            source,  # type: ignore[arg-type]
+            directory,
+            skeleton=skeleton,
+            write_back=write_back,
+        )
 
 
 # -- as a stream -----------------------------------------------------------------------------------

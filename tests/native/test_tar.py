@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dockpy._below import open_below, remove_tree
-from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker
+from dockpy._tar import ARCHIVE_PROBLEMS, KERNEL_STEPS, Unpacker, begin_write_back
 from reference.tarblocks import END, file, header, long_name, octal, padded, pax, seal
 from reference.untar import Refused, Snapshot, snapshot, untar
 
@@ -481,3 +481,54 @@ def test_gnu_sparse_extension_blocks_are_followed(tmp_path: Path) -> None:
         content[o : o + 1024] == bytes([65 + i]) * 512 + bytes(512)
         for i, (o, _) in enumerate(pairs)
     )
+
+
+def test_large_files_are_kept_open_for_who_writes_them_back_and_small_ones_closed(
+    tmp_path: Path,
+) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    target = os.open(tmp_path, os.O_RDONLY)
+    unpacker = Unpacker(
+        target,
+        max_bytes=1 << 30,
+        max_entries=100,
+        max_path=4095,
+        max_metadata=1 << 20,
+        whiteouts=True,
+        keeps_from=1000,
+    )
+    huge = bytes(20 << 20)
+    assert unpacker.feed(file(b"small", b"s" * 999) + file(b"large", b"l" * 1000))
+    assert unpacker.written == 1
+    [kept] = unpacker.take_written()
+    assert os.path.samestat(os.fstat(kept), os.stat(tmp_path / "large"))
+    assert unpacker.take_written() == []
+    stream = file(b"huge", huge) + END
+    for at in range(0, len(stream), 1 << 20):
+        assert unpacker.feed(stream[at : at + (1 << 20)])
+    pieces = unpacker.take_written()
+    assert len(pieces) == 3  # of eight MiB, of eight more, and the end
+    assert all(os.fstat(one).st_ino == os.stat(tmp_path / "huge").st_ino for one in pieces)
+    assert begin_write_back([kept, *pieces]) == 0
+    assert unpacker.finish()
+    unpacker.close()
+    os.close(target)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert (tmp_path / "huge").read_bytes() == huge
+
+
+def test_files_that_nobody_took_over_are_closed_with_the_unpacker(tmp_path: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    many = b"".join(file(b"%d" % number, b"x" * 10) for number in range(50))
+    unpacker = unpack(many + END, tmp_path / "t", keeps_from=1)
+    assert unpacker.problem == 0
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir(tmp_path / "t")) == 50
+
+
+def test_write_back_of_what_has_none_is_nothing_and_a_failed_close_is_told() -> None:
+    reader, writer = os.pipe()
+    assert begin_write_back([reader, writer]) == 0
+    assert begin_write_back([reader]) == errno.EBADF  # it was closed
+    with pytest.raises(ValueError, match="too many"):
+        begin_write_back([reader] * 33)
