@@ -14,6 +14,7 @@ images are then a fraction of a second. Whoever reads a configuration compares i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from dockpy import archive, image_config
 from dockpy.errors import (
     AmbiguousPrefix,
     BadArchive,
+    KernelError,
     NoSuchImage,
     NotFound,
     RequestError,
@@ -40,7 +42,7 @@ from dockpy.errors import (
 )
 from dockpy.image_config import HistoryEntry, ImageConfig, chain_ids
 from dockpy.index import Entry, RecordIndex
-from dockpy.layers import Finding, Layer, LayerStore, StagedLayer, unfinished
+from dockpy.layers import Finding, Layer, LayerStore, StagedLayer, placed, unfinished
 from dockpy.model import Config, Image
 from dockpy.packing import Packed
 from dockpy.records import TEMPORARY, Flusher, Trash, set_aside, write
@@ -298,20 +300,9 @@ class Graph:
         `created`: seconds since the epoch, now by default. `history`: one entry per layer, made up
         from comment and author by default.
         """
-        made = time.time() if created is None else created
-        entries = history
-        if entries is None:
-            entries = [HistoryEntry(created=made, author=author, comment=comment) for _ in layers]
-        document = ImageConfig(
-            created=made,
-            author=author,
-            architecture=image_config.go_architecture(platform.machine()),
-            config=config,
-            diff_ids=tuple(layer.diff_id for layer in layers),
-            history=tuple(entries),
-        )
+        document = _document(layers, config, author, comment, created, history)
         return self.register(
-            image_config.dump(document),
+            document,
             placed=layers,
             parent=parent,
             comment=comment,
@@ -347,30 +338,34 @@ class Graph:
                     raise RequestError(f"layer {one[:12]} of image {image_id[:12]} is not here")
                 size += layer.size
             meta = {"parent": parent, "comment": comment, "container": container, "size": size}
-            image = self._store(_image(image_id, parsed, meta), document)
+            with unfinished(self._directory, self._trash) as directory:
+                image = _image(image_id, parsed, meta)
+                _write(directory, image, document, self._flusher)
+                self._flusher.flush()
+                image = self._take_in(directory, image)
         finally:
             self._layers.drop(chain)
         self.release(placed)
-        self._flusher.wrote(self._directory / image_id)
         self._flusher.flush()
         return image
 
-    def _store(self, image: Image, document: bytes) -> Image:
+    def _take_in(self, directory: Path, image: Image) -> Image:
+        """Give an image that is on the disk, and so are its layers, its name.
+
+        The name is on the disk after the next barrier. An image that is here already is given.
+        """
         place = self._directory / image.id
-        with unfinished(self._directory, self._trash) as directory:
-            write(directory / "json", document, self._flusher)
-            write(directory / "meta.json", _summary(image, len(document)), self._flusher)
-            self._flusher.flush()
-            with self._lock:
-                if image.id in self._images:
-                    self._trash.discard(directory)
-                    return self._images[image.id]
-                if place.exists():
-                    set_aside(place)  # torn: `_load` refused it
-                os.rename(directory, place)
-                self._images[image.id] = image
-                self._index.add(image.id)
-                self._layers.hold(image.layers)
+        with self._lock:
+            if image.id in self._images:
+                self._trash.discard(directory)
+                return self._images[image.id]
+            if place.exists():
+                set_aside(place)  # torn: `_load` refused it
+            os.rename(directory, place)
+            self._images[image.id] = image
+            self._index.add(image.id)
+            self._layers.hold(image.layers)
+        self._flusher.moved(place)
         return image
 
     def import_archive(self, source: BinaryIO | int, *, config: Config, comment: str = "") -> Image:
@@ -378,12 +373,24 @@ class Graph:
 
         Blocks until it is on the disk; on failure nothing is left. Raises BadArchive, KernelError.
         """
-        layer = self.register_layer(source)
-        try:
-            return self.create([layer], config, comment=comment)
-        except BaseException:
-            self.release([layer])
-            raise
+        with unfinished(self._directory, self._trash) as directory:
+            staged = self.stage_layer(source)
+            try:
+                image, document = _made_here(placed(staged, ""), config, comment)
+                _write(directory, image, document)
+            except BaseException:
+                with contextlib.suppress(KernelError):
+                    self.discard(staged)
+                raise
+            # Three waits for the disk: files and all records; the layer's name; the image's.
+            [layer] = self._layers.place([(staged, "")], beside=[directory])
+            try:
+                self._flusher.flush()
+                image = self._take_in(directory, image)
+            finally:
+                self.release([layer])
+        self._flusher.flush()
+        return image
 
     def delete(self, reference: str) -> None:
         """Remove an image, and its layers that no other image has. NoSuchImage, AmbiguousPrefix.
@@ -503,6 +510,45 @@ def _image(image_id: str, parsed: ImageConfig, meta: dict[str, Any]) -> Image:
         container=str(meta["container"]),
         size=_whole(meta["size"]),
     )
+
+
+def _document(
+    layers: Sequence[Layer],
+    config: Config,
+    author: str,
+    comment: str,
+    created: float | None = None,
+    history: Sequence[HistoryEntry] | None = None,
+) -> bytes:
+    """The OCI configuration of an image made here; arguments as of `Graph.create`."""
+    made = time.time() if created is None else created
+    entries = history
+    if entries is None:
+        entries = [HistoryEntry(created=made, author=author, comment=comment) for _ in layers]
+    return image_config.dump(
+        ImageConfig(
+            created=made,
+            author=author,
+            architecture=image_config.go_architecture(platform.machine()),
+            config=config,
+            diff_ids=tuple(layer.diff_id for layer in layers),
+            history=tuple(entries),
+        )
+    )
+
+
+def _made_here(layer: Layer, config: Config, comment: str) -> tuple[Image, bytes]:
+    """An image of one layer and no parent, and its OCI configuration."""
+    document = _document([layer], config, "", comment)
+    meta = {"parent": "", "comment": comment, "container": "", "size": layer.size}
+    image_id = hashlib.sha256(document).hexdigest()
+    return _image(image_id, image_config.parse(document), meta), document
+
+
+def _write(directory: Path, image: Image, document: bytes, flusher: Flusher | None = None) -> None:
+    """An image's records into its directory; `flusher` as for `records.write`."""
+    write(directory / "json", document, flusher)
+    write(directory / "meta.json", _summary(image, len(document)), flusher)
 
 
 def _summary(image: Image, document: int) -> bytes:

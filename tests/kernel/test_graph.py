@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -10,16 +11,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dockpy import archive, image_config
+from dockpy import archive, image_config, records
 from dockpy.errors import (
     AmbiguousPrefix,
     BadArchive,
     Conflict,
+    KernelError,
     NoSuchImage,
     RequestError,
     StoreError,
@@ -194,6 +196,70 @@ def test_a_layer_that_is_not_what_was_promised_is_refused(store: Store) -> None:
     assert store.layer_names() == []
     good = hashlib.sha256(tar(b"x").getvalue()).hexdigest()
     assert store.graph.register_layer(tar(b"x"), expected=good).diff_id == good
+
+
+def test_an_import_takes_files_then_the_layers_name_then_the_images_to_the_disk(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    rename = os.rename
+
+    def named(place: str) -> str:
+        """What it is: a temporary or a final name below the root."""
+        parts = Path(place).relative_to(store.root).parts
+        return "/".join("TMP" if one.startswith(TEMPORARY) else one for one in parts)
+
+    def flushed(what: str) -> Callable[[int], None]:
+        return lambda fd: happened.append(f"{what} {named(os.readlink(f'/proc/self/fd/{fd}'))}")
+
+    def moved(source: Path, target: Path) -> None:
+        rename(source, target)
+        happened.append(f"rename {named(str(target))}")
+
+    monkeypatch.setattr(records, "_syncfs", flushed("syncfs"))
+    monkeypatch.setattr(records.os, "fsync", flushed("fsync"))
+    monkeypatch.setattr(records.os, "fdatasync", flushed("fdatasync"))
+    monkeypatch.setattr(os, "rename", moved)
+    image = store.put(b"new")
+    [layer] = image.layers
+    assert happened == [
+        "rename graph/TMP/json",
+        "rename graph/TMP/meta.json",
+        "rename layers/TMP/meta.json",
+        "syncfs layers",
+        f"rename layers/{layer}",
+        "fsync layers",
+        f"rename graph/{image.id}",
+        "fsync graph",
+    ]
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_an_import_that_the_disk_does_not_take_leaves_nothing(
+    failing: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = store.flusher.flush, 0
+
+    def flush(*trees: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == failing + 1:
+            raise KernelError("flush filesystem", errno.EIO)
+        real(*trees)
+
+    kept = store.put(b"kept")
+    monkeypatch.setattr(store.flusher, "flush", flush)
+    with pytest.raises(KernelError, match="flush filesystem: EIO"):
+        store.put(b"new")
+    monkeypatch.undo()
+    if failing < 2:
+        assert store.image_names() == [kept.id]
+        assert store.layer_names() == list(kept.layers)
+    else:  # it is there, and perhaps not for long: only its name is not on the disk
+        [made] = [image for image in store.graph.all() if image != kept]
+        assert (store.graph.lower_directories(made)[0] / "f").read_bytes() == b"new"
+        store.graph.delete(made.id)
+        assert store.layer_names() == list(kept.layers)
 
 
 @pytest.mark.parametrize("data", [b"", b"junk" * 500, file(b"a", b"x") + file(b"../b", b"x")])
