@@ -54,7 +54,7 @@ class Site:
     id: str
     config: Config
     lowers: Sequence[Path]
-    directory: Path
+    directory: str
     files: Sequence[tuple[str, str]]
     """Names below /etc and texts of the container's own files."""
     files_directory: str
@@ -210,7 +210,7 @@ class Assembler:
             spare = site.spare if site.gripless else None
             site.spare.note_start()
             return tree, spare, pile.add(site.spare.clone())
-        upper, work = site.directory / UPPER, site.directory / WORK
+        upper, work = f"{site.directory}/{UPPER}", f"{site.directory}/{WORK}"
         tree = mounts.overlay(site.lowers, upper, work, volatile=config.auto_remove)
         pile.add(tree)
         if not self._clones or not site.gripless:
@@ -437,11 +437,11 @@ def undo(site: Site, logged: int) -> None:
     if log_size(site) > logged:
         os.truncate(log, logged)
     if site.config.auto_remove:  # mounted without flushing, an upper is good for one mount
-        upper = site.directory / "upper"
-        before = upper.stat()
-        for tree in (upper, site.directory / "work"):
+        upper, work = f"{site.directory}/{UPPER}", f"{site.directory}/{WORK}"
+        before = os.stat(upper)
+        for tree in (upper, work):
             shutil.rmtree(tree)
-            tree.mkdir(mode=0o700)
+            os.mkdir(tree, 0o700)
         os.chown(upper, before.st_uid, before.st_gid)
         os.chmod(upper, stat.S_IMODE(before.st_mode))
 

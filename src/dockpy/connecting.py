@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dockpy import etcfiles
@@ -136,10 +137,11 @@ def host_file(path: str) -> str:
         os.close(descriptor)
 
 
-def keep(directory: Path, lease: Lease) -> None:
+def keep(directory: str, lease: Lease) -> None:
     """Write down what a run has, for the engine after this one. KernelError."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    write(directory / FILE, json.dumps(lease.to_json()).encode())
+    with suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    write(f"{directory}/{FILE}", json.dumps(lease.to_json()).encode())
 
 
 def kept(directory: Path) -> Lease | None:

@@ -50,14 +50,14 @@ class VolatileUpper(StoreError):
     """
 
 
-def overlay(lowers: Sequence[Path], upper: Path, work: Path, *, volatile: bool) -> int:
+def overlay(lowers: Sequence[Path], upper: Path | str, work: Path | str, *, volatile: bool) -> int:
     """A detached, writable overlay without device nodes; `lowers` are top-most first.
 
     `volatile` skips every flush: for uppers that are thrown away. Up to 500 lowers, and up to 999
     since Linux 6.15, which lays an overlay on another that is detached. Raises MountRefused with
     the kernel's own words, VolatileUpper for an upper that was mounted so before.
     """
-    if (work / "work" / "incompat" / "volatile").exists():
+    if os.path.exists(f"{work}/work/incompat/volatile"):
         raise VolatileUpper(
             f"{upper} was mounted without flushing and may have lost data; "
             f"throw it away, or check its files and remove {work}/work/incompat/volatile"
@@ -73,7 +73,7 @@ def overlay_view(lowers: Sequence[Path]) -> int:
     return _overlay(lowers, None, False)
 
 
-Writable = tuple[Path, Path] | None
+Writable = tuple[Path | str, Path | str] | None
 """Upper and work directory, or a view of the lowers alone."""
 
 
@@ -101,8 +101,8 @@ def _overlay_in_parts(lowers: Sequence[Path], writable: Writable, volatile: bool
     """By fsconfig(2). What its values escape differs between kernels: such names are not given."""
     opened: list[int] = []
 
-    def name(path: Path) -> bytes:
-        text = bytes(path)
+    def name(path: Path | str) -> bytes:
+        text = os.fsencode(path)
         if len(text) <= LONGEST_OPTION and not any(one in text for one in b":,\\"):
             return text
         opened.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
@@ -127,7 +127,9 @@ def _overlay_in_parts(lowers: Sequence[Path], writable: Writable, volatile: bool
     raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(about), words)
 
 
-def overlay_in_one_page(lowers: Sequence[Path], upper: Path, work: Path, *, volatile: bool) -> int:
+def overlay_in_one_page(
+    lowers: Sequence[Path], upper: Path | str, work: Path | str, *, volatile: bool
+) -> int:
     """As `overlay`, the way that Linux before 6.7 knows: fewer lowers."""
     return _overlay_in_one_page(lowers, (upper, work), volatile)
 
@@ -154,7 +156,7 @@ def _overlay_in_one_page(lowers: Sequence[Path], writable: Writable, volatile: b
             if volatile:
                 options.append(b"volatile")
             place = (writable or lowers)[0]
-            tree, step, err = try_mount(b"overlay", bytes(place), b",".join(options))
+            tree, step, err = try_mount(b"overlay", os.fsencode(place), b",".join(options))
             if step:
                 raise MountRefused(f"mount overlay: {MOUNT_STEPS[step]}", err, str(place))
             outcome.append(tree)

@@ -373,7 +373,7 @@ class Runtime:
         if container.state.running:
             owner = Owner(container.id, container.name)
             lease = self.networks.join(owner, network, wish, container.state.pid)
-            connecting.keep(self.run / "containers" / container.id, lease)
+            connecting.keep(f"{self.run}/containers/{container.id}", lease)
         self.networks.store.join(container.id, network, wish)
 
     def leave_network(self, container: Container, network: Network) -> None:
@@ -381,7 +381,7 @@ class Runtime:
         joined = self.networks.store.leave(container.id, network)
         if container.state.running:
             lease = self.networks.part(Owner(container.id, container.name), network)
-            connecting.keep(self.run / "containers" / container.id, lease)
+            connecting.keep(f"{self.run}/containers/{container.id}", lease)
         elif not joined:
             raise Conflict(
                 f"container {container.name} was not put into network {network.name}; what "
@@ -479,7 +479,7 @@ class Runtime:
                 id=record.id,
                 config=config,
                 lowers=self.lowers_of(container),
-                directory=self.directory_of(container),
+                directory=f"{self.root}/containers/{record.id}",
                 files=connecting.files(
                     config,
                     hostname,
@@ -524,7 +524,7 @@ class Runtime:
         """The network of a start, given back when the start fails."""
         mode = record.config.network_mode
         connection = self._connect(record, returnable=returnable)
-        directory = self.run / "containers" / record.id
+        directory = f"{self.run}/containers/{record.id}"
         try:
             if connection is None:
                 yield "host" if mode == "host" else "none", Lease()
