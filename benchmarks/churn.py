@@ -1,191 +1,162 @@
 """Very many short containers in one run: what is left of them, and whether starts become slower.
 
-    python -m benchmarks.churn [--starts N] [--threads N] [--network NAME] [--json FILE]
+    python -m benchmarks.churn [--starts N] [--every N] [--warm N] [--threads N] [--network NAME]
+                               [--command PROGRAM] [--shared] [--json FILE]
 
 create, start, wait and remove of /bin/true through the API, on the bridge unless told otherwise, in
-a network namespace of this program's own. Counted before the first and after the last start, when
-the engine's own cleaning is done: memory of engine and supervisors, descriptors, threads, mounts,
-links, nftables elements, tracked connections, cgroups (also those the kernel still holds),
-network namespaces, files of the store. Exit status 1 when any of the counts grew. Needs root.
+a network namespace of this program's own; with `--command` it is `PROGRAM run --rm`, through the
+daemon. The engine is in a process of its own. After each N starts this one lets it clean up, looks
+at it and at the kernel from outside (`benchmarks.remains`), and goes on. The samples of each count
+are a line; exit status 1 when one surely grows by more than its limit, or when starts become
+slower. `--shared`: others work on this host; what is counted there is told and not judged. Needs
+root.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import shutil
-import socket
 import statistics
-import subprocess
-import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import peers
-from benchmarks.bench import base_archive, one_start
-from benchmarks.compare import memory_of
-from dockpy import Runtime
-from dockpy.spares import MOST
+from benchmarks.bench import base_archive
+from benchmarks.churned import Churned, through_commands, through_the_api
+from benchmarks.remains import Remains, count, judge, standing
+from benchmarks.slopes import Slope, slope
+from dockpy.places import cgroup_name
 
-WARM = 200
-"""Starts before the first count: pools are full and modules imported."""
-QUIET = 30.0
-"""Seconds that the kernel may take to clear away."""
-
-
-def cgroups(root: str = "/sys/fs/cgroup") -> int:
-    return sum("dockpy" in directory for directory, _, _ in os.walk(root))
-
-
-def dying(root: str = "/sys/fs/cgroup") -> int:
-    """v1: memory groups without a directory that something still refers to; v2: by cgroup.stat."""
-    for line in Path("/proc/cgroups").read_text().splitlines():
-        if line.startswith("memory"):
-            there = sum(1 for _ in os.walk(f"{root}/memory"))
-            if there:
-                return max(0, int(line.split()[2]) - there)
-    found = re.search(r"nr_dying_descendants (\d+)", Path(f"{root}/cgroup.stat").read_text())
-    return int(found[1]) if found else 0
+WARM = 1000
+"""Starts before the first sample: pools are full, modules imported, and as much is garbage at once
+as ever will be."""
+SAMPLES = 20
+"""How often there is a look at what is left, unless told."""
+QUIET = 2.0
+"""Seconds without a change after which engine and kernel have cleared away what they will."""
+PATIENCE = 60.0
+"""Seconds they may take for that; what is left then is counted."""
+PART = 1000
+"""Starts whose quantiles are compared with those of others."""
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+SLOWER = 0.2
+"""A quantile that grows by less than this share of itself, in the whole run, is flat."""
 
 
-def elements() -> int:
-    """Elements of all sets and maps of the engine's tables."""
-    listed = subprocess.run(
-        ["nft", "-j", "list", "ruleset"], capture_output=True, check=True, text=True
-    )
-    found = 0
-    for entry in json.loads(listed.stdout)["nftables"]:
-        for kind in ("set", "map"):
-            found += len(entry.get(kind, {}).get("elem", []))
+class Pace(NamedTuple):
+    """One quantile of each part of a run, in ms. `slope`: for each start."""
+
+    name: str
+    first: float
+    last: float
+    slope: Slope
+    slower: bool
+
+
+def paces(took: Sequence[float]) -> list[Pace]:
+    """How quantiles of the latency develop from part to part."""
+    size = max(1, min(PART, len(took) // 4))
+    parts = [sorted(took[at : at + size]) for at in range(0, len(took) - size + 1, size)]
+    found = []
+    for name, share in QUANTILES.items():
+        values = [part[min(size - 1, int(size * share))] for part in parts]
+        line = slope([size * number for number in range(len(parts))], values)
+        grown = line.least * size * (len(parts) - 1)
+        slower = grown > SLOWER * statistics.mean(values)
+        found.append(Pace(name, values[0], values[-1], line, slower))
     return found
 
 
-def connections() -> int:
-    path = Path("/proc/sys/net/netfilter/nf_conntrack_count")
-    return int(path.read_text()) if path.exists() else 0
+def churn(
+    engine: Churned, cgroup: str, starts: int, every: int
+) -> tuple[array[float], float, list[int], list[dict[str, int]]]:
+    """Milliseconds of each start, starts a second, and the samples with the starts before each."""
+
+    def look() -> None:
+        found = engine.engine()
+        wait_until_still(lambda: standing(found, cgroup))
+        samples.append(count(found, cgroup))
+        done.append(len(took))
+
+    took, busy = array("d"), 0.0
+    done: list[int] = []
+    samples: list[dict[str, int]] = []
+    look()
+    while len(took) < starts:
+        began = time.perf_counter()
+        took.extend(engine.starts(min(every, starts - len(took))))
+        busy += time.perf_counter() - began
+        look()
+    return took, starts / busy, done, samples
 
 
-def files(root: Path) -> int:
-    return sum(len(names) for _, _, names in os.walk(root))
+def wait_until_still(look: Callable[[], object]) -> None:
+    """Until what it sees is the same for `QUIET` seconds; `PATIENCE` at most."""
+    began = since = time.monotonic()
+    seen = look()
+    while since + QUIET > time.monotonic() and since < began + PATIENCE:
+        time.sleep(0.2)
+        now = look()
+        if now != seen:
+            seen, since = now, time.monotonic()
 
 
-def counts(runtime: Runtime, directory: Path) -> dict[str, int]:
-    pids = list(runtime.info().supervisors)
-    measures: dict[str, Callable[[], int]] = {
-        "memory of the engine, KiB": lambda: memory_of([os.getpid()]),
-        "memory of supervisors, KiB": lambda: memory_of(pids),
-        "descriptors of the engine": lambda: len(os.listdir("/proc/self/fd")),
-        "descriptors of supervisors": lambda: sum(
-            len(os.listdir(f"/proc/{pid}/fd")) for pid in pids
-        ),
-        "threads": threading.active_count,
-        "mounts": lambda: len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        "links": lambda: len(socket.if_nameindex()),
-        "nftables elements": elements,
-        "tracked connections": connections,
-        "cgroups": cgroups,
-        "dying cgroups": dying,
-        "dying networks": runtime.networks.dying,
-        "files of the store": lambda: files(directory / "state"),
-        "files of the run directory": lambda: files(directory / "run"),
-    }
-    return {name: measure() for name, measure in measures.items()}
-
-
-ROOM = {
-    "memory of the engine, KiB": 4096,
-    "memory of supervisors, KiB": 1024,
-    "threads": 2,
-    "descriptors of the engine": 4 + MOST,
-    "links": 2,
-    "nftables elements": 6,
-    "tracked connections": 8,
-    "dying cgroups": 50,
-}
-"""By how much a count may be higher at the end without anything having leaked."""
-
-
-def settled(runtime: Runtime) -> None:
-    """The engine's and the kernel's cleaning is done."""
-    deadline = time.monotonic() + QUIET
-    while time.monotonic() < deadline:
-        if not runtime.info().backlog and not runtime.networks.dying() and runtime.networks.ready:
-            break
-        time.sleep(0.1)
-    time.sleep(2)
-
-
-def starts(runtime: Runtime, took: array[float], threads: int, network: str) -> None:
-    """As many starts as there is room for; milliseconds of each, in the order of their beginning.
-
-    The room is made before memory is looked at: this is the engine's process too.
-    """
-    left = iter(range(len(took)))
-
-    def work() -> None:
-        for number in left:
-            took[number] = one_start(runtime, network)
-
-    working = [threading.Thread(target=work) for _ in range(threads)]
-    for one in working:
-        one.start()
-    for one in working:
-        one.join()
-
-
-def room(count: int) -> array[float]:
-    return array("d", [0.0]) * count
-
-
-def quantiles(values: Iterable[float]) -> str:
-    ordered = sorted(values)
-    picked = [ordered[min(len(ordered) - 1, int(len(ordered) * q))] for q in (0.5, 0.99, 0.999)]
-    return "  ".join(
-        f"{name} {value:8.2f}" for name, value in zip(("p50", "p99", "p99.9"), picked, strict=True)
-    )
+def report(found: Sequence[Remains], quick: Sequence[Pace]) -> str:
+    """Two tables, a line for each count and each quantile."""
+    lines = [f"  {'':30} {'first':>12} {'last':>12} {'a start':>14} {'+-':>10}"]
+    for one in found:
+        lines.append(
+            f"  {one.name:30} {one.first:12} {one.last:12} {one.slope.each:14.3g}"
+            f" {one.slope.error:10.2g}"
+            f"{'  grows' if one.exceeded else ''}"
+        )
+    lines.append("  ms, of each part's starts:")
+    for pace in quick:
+        lines.append(
+            f"  {pace.name:30} {pace.first:12.2f} {pace.last:12.2f} {pace.slope.each:14.3g}"
+            f" {pace.slope.error:10.2g}"
+            f"{'  slower' if pace.slower else ''}"
+        )
+    return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--starts", type=int, default=10_000)
+    parser.add_argument("--every", type=int, help="starts between samples")
+    parser.add_argument("--warm", type=int, default=WARM, help="starts before the first sample")
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--network", default="bridge")
+    parser.add_argument("--command", type=Path, help="the installed dockpy: run --rm by that")
+    parser.add_argument("--shared", action="store_true", help="others work on this host")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    every = options.every or max(1, options.starts // SAMPLES)
+    if options.starts < 2 * every:
+        parser.error("a line needs three samples: let there be --starts of at least twice --every")
     peers.own_network()
     with peers.scratch() as directory:
-        archive = base_archive(directory, None)
-        with Runtime(directory / "state", run=directory / "run") as runtime:
-            with open(archive, "rb") as source:
-                runtime.import_image(source, "base")
-            starts(runtime, room(WARM), options.threads, options.network)
-            took = room(options.starts)
-            settled(runtime)
-            before = counts(runtime, directory)
-            began = time.perf_counter()
-            starts(runtime, took, options.threads, options.network)
-            rate = options.starts / (time.perf_counter() - began)
-            settled(runtime)
-            after = counts(runtime, directory)
+        what = (directory, base_archive(directory, None), options.network, options.threads)
+        measured: AbstractContextManager[Churned] = (
+            through_commands(options.command, *what) if options.command else through_the_api(*what)
+        )
+        with measured as engine:
+            engine.starts(options.warm)
+            cgroup = cgroup_name(directory / "state")
+            took, rate, done, samples = churn(engine, cgroup, options.starts, every)
         shutil.rmtree(directory / "state")
-    part = max(1, min(1000, options.starts // 4))
-    print(f"{options.starts} starts, {options.threads} threads, {rate:.1f} a second, ms each:")
-    print(f"  first {part}: {quantiles(took[:part])}")
-    print(f"  last  {part}: {quantiles(took[-part:])}")
-    print(f"  {'':30} {'before':>10} {'after':>10}")
-    grown = []
-    for name, value in before.items():
-        over = after[name] - value > ROOM.get(name, 0)
-        grown += [name] if over else []
-        print(f"  {name:30} {value:10} {after[name]:10}{'  grew' if over else ''}")
+    found, quick = judge(done, samples, shared=options.shared), paces(took)
+    print(f"{options.starts} starts, {options.threads} threads, {rate:.1f} a second:")
+    print(report(found, quick))
     if options.json:
-        found = {"before": before, "after": after, "rate": rate, "median": statistics.median(took)}
-        options.json.write_text(json.dumps(found))
-    return 1 if grown else 0
+        values = {"rate": rate, "done": done, "samples": samples, "took": took.tolist()}
+        options.json.write_text(json.dumps(values))
+    return 1 if any(one.exceeded for one in found) or any(one.slower for one in quick) else 0
 
 
 if __name__ == "__main__":
