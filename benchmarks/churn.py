@@ -28,7 +28,7 @@ from typing import NamedTuple
 from benchmarks import peers
 from benchmarks.bench import base_archive
 from benchmarks.churned import Churned, through_commands, through_the_api
-from benchmarks.remains import Remains, count, judge, standing
+from benchmarks.remains import Remains, count, judge, processor, standing
 from benchmarks.slopes import Slope, slope
 from dockpy.places import cgroup_name
 
@@ -49,7 +49,7 @@ SLOWER = 0.2
 
 
 class Pace(NamedTuple):
-    """One quantile of each part of a run, in ms. `slope`: for each start."""
+    """A time of each part of a run, in ms. `slope`: for each start."""
 
     name: str
     first: float
@@ -58,41 +58,68 @@ class Pace(NamedTuple):
     slower: bool
 
 
+def pace(name: str, work: Sequence[float], times: Sequence[float]) -> Pace:
+    """`work`: the starts before each part."""
+    line = slope(work, times)
+    slower = line.least * (work[-1] - work[0]) > SLOWER * statistics.mean(times)
+    return Pace(name, times[0], times[-1], line, slower)
+
+
 def paces(took: Sequence[float]) -> list[Pace]:
     """How quantiles of the latency develop from part to part."""
     size = max(1, min(PART, len(took) // 4))
-    parts = [sorted(took[at : at + size]) for at in range(0, len(took) - size + 1, size)]
-    found = []
-    for name, share in QUANTILES.items():
-        values = [part[min(size - 1, int(size * share))] for part in parts]
-        line = slope([size * number for number in range(len(parts))], values)
-        grown = line.least * size * (len(parts) - 1)
-        slower = grown > SLOWER * statistics.mean(values)
-        found.append(Pace(name, values[0], values[-1], line, slower))
-    return found
+    work = range(0, len(took) - size + 1, size)
+    parts = [sorted(took[at : at + size]) for at in work]
+    return [
+        pace(name, work, [part[min(size - 1, int(size * share))] for part in parts])
+        for name, share in QUANTILES.items()
+    ]
 
 
-def churn(
-    engine: Churned, cgroup: str, starts: int, every: int
-) -> tuple[array[float], float, list[int], list[dict[str, int]]]:
-    """Milliseconds of each start, starts a second, and the samples with the starts before each."""
+class Churn(NamedTuple):
+    """What a run gave. `took`: ms of each start; `rate`: starts a second.
+
+    `done`: the starts before each of the `samples`; `spent`: processor seconds of the engine and
+    its supervisors, with what these have waited for, until each sample.
+    """
+
+    took: Sequence[float]
+    rate: float
+    done: Sequence[int]
+    samples: Sequence[dict[str, int]]
+    spent: Sequence[float]
+
+    def paces(self) -> list[Pace]:
+        """Latency, and processor time, which others on this machine disturb less."""
+        work = self.done[:-1]
+        times = [
+            1000 * (self.spent[number + 1] - self.spent[number]) / (self.done[number + 1] - begun)
+            for number, begun in enumerate(work)
+        ]
+        return [*paces(self.took), pace("processor, containers' too", work, times)]
+
+
+def churn(engine: Churned, cgroup: str, starts: int, every: int) -> Churn:
+    """A run of `starts`, with a look after `every` so many."""
+    took, busy = array("d"), 0.0
+    done: list[int] = []
+    samples: list[dict[str, int]] = []
+    spent: list[float] = []
 
     def look() -> None:
         found = engine.engine()
         wait_until_still(lambda: standing(found, cgroup))
         samples.append(count(found, cgroup))
+        spent.append(processor((found.pid, *found.supervisors)))
         done.append(len(took))
 
-    took, busy = array("d"), 0.0
-    done: list[int] = []
-    samples: list[dict[str, int]] = []
     look()
     while len(took) < starts:
         began = time.perf_counter()
         took.extend(engine.starts(min(every, starts - len(took))))
         busy += time.perf_counter() - began
         look()
-    return took, starts / busy, done, samples
+    return Churn(took, starts / busy, done, samples, spent)
 
 
 def wait_until_still(look: Callable[[], object]) -> None:
@@ -116,11 +143,11 @@ def report(found: Sequence[Remains], quick: Sequence[Pace]) -> str:
             f"{'  grows' if one.exceeded else ''}"
         )
     lines.append("  ms, of each part's starts:")
-    for pace in quick:
+    for part in quick:
         lines.append(
-            f"  {pace.name:30} {pace.first:12.2f} {pace.last:12.2f} {pace.slope.each:14.3g}"
-            f" {pace.slope.error:10.2g}"
-            f"{'  slower' if pace.slower else ''}"
+            f"  {part.name:30} {part.first:12.2f} {part.last:12.2f} {part.slope.each:14.3g}"
+            f" {part.slope.error:10.2g}"
+            f"{'  slower' if part.slower else ''}"
         )
     return "\n".join(lines)
 
@@ -148,14 +175,13 @@ def main() -> int:
         with measured as engine:
             engine.starts(options.warm)
             cgroup = cgroup_name(directory / "state")
-            took, rate, done, samples = churn(engine, cgroup, options.starts, every)
+            run = churn(engine, cgroup, options.starts, every)
         shutil.rmtree(directory / "state")
-    found, quick = judge(done, samples, shared=options.shared), paces(took)
-    print(f"{options.starts} starts, {options.threads} threads, {rate:.1f} a second:")
+    found, quick = judge(run.done, run.samples, shared=options.shared), run.paces()
+    print(f"{options.starts} starts, {options.threads} threads, {run.rate:.1f} a second:")
     print(report(found, quick))
     if options.json:
-        values = {"rate": rate, "done": done, "samples": samples, "took": took.tolist()}
-        options.json.write_text(json.dumps(values))
+        options.json.write_text(json.dumps(run._replace(took=list(run.took))._asdict()))
     return 1 if any(one.exceeded for one in found) or any(one.slower for one in quick) else 0
 
 
