@@ -32,7 +32,7 @@ from benchmarks.remains import Remains, count, judge, processor, standing
 from benchmarks.slopes import Slope, slope
 from dockpy.places import cgroup_name
 
-WARM = 1000
+WARM = 2000
 """Starts before the first sample: pools are full, modules imported, and as much is garbage at once
 as ever will be."""
 SAMPLES = 20
