@@ -99,15 +99,16 @@ class Churn(NamedTuple):
         return [*paces(self.took), pace("processor, containers' too", work, times)]
 
 
-def churn(engine: Churned, cgroup: str, starts: int, every: int) -> Churn:
-    """A run of `starts`, with a look after `every` so many."""
+def churn(engine: Churned, cgroup: str, starts: int, every: int, warm: int) -> Churn:
+    """A run of `starts`, with a look after `every` so many; before it, `warm` that do not count."""
+    found = engine.engine()  # once: what it takes to tell is garbage that the collector leaves
+    engine.starts(warm)
     took, busy = array("d"), 0.0
     done: list[int] = []
     samples: list[dict[str, int]] = []
     spent: list[float] = []
 
     def look() -> None:
-        found = engine.engine()
         wait_until_still(lambda: standing(found, cgroup))
         samples.append(count(found, cgroup))
         spent.append(processor((found.pid, *found.supervisors)))
@@ -173,9 +174,8 @@ def main() -> int:
             through_commands(options.command, *what) if options.command else through_the_api(*what)
         )
         with measured as engine:
-            engine.starts(options.warm)
             cgroup = cgroup_name(directory / "state")
-            run = churn(engine, cgroup, options.starts, every)
+            run = churn(engine, cgroup, options.starts, every, options.warm)
         shutil.rmtree(directory / "state")
     found, quick = judge(run.done, run.samples, shared=options.shared), run.paces()
     print(f"{options.starts} starts, {options.threads} threads, {run.rate:.1f} a second:")
