@@ -10,7 +10,7 @@ both are gone, which is right for it.
 
 Paths with a container's id in them are texts here, and wherever every start comes by: pathlib
 interns each part of a path, and the interpreter's table of such names is made anew, 2 MiB at a
-time, for every few thousand names that came and went (docs/decisions/0021-paths-of-a-start.md).
+time, for every few thousand names that came and went (docs/decisions/0022-paths-of-a-start.md).
 """
 
 from __future__ import annotations
