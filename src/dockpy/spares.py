@@ -166,7 +166,7 @@ class Spares:
             for name in os.listdir(place):
                 if name in RECORDS:
                     os.rename(f"{place}/{name}", f"{place}/{WORN.format(name)}")
-                elif name not in (UPPER, WORK) and not name.startswith(TEMPORARY):
+                elif name not in (UPPER, WORK, *map(WORN.format, RECORDS)):
                     os.unlink(f"{place}/{name}")
             os.utime(f"{place}/{MOUNTED}", ns=(0, 0))  # its next container was never started
             if self._fresh(spare) and spare.untouched and self._add(spare):

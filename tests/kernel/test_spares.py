@@ -69,8 +69,14 @@ def given(engine: Runtime) -> Iterator[Runtime]:
 
 
 def test_who_wrote_nothing_leaves_its_upper_to_the_next(runtime: Runtime) -> None:
-    first, said = ran(runtime, shell("echo of the first; ls / >/dev/null"))
-    assert said == b"of the first\n"
+    one = runtime.create(shell("echo of the first; ls / >/dev/null"))
+    first = upper(one)
+    assert one.output() == b"of the first\n"
+    one.wait()
+    runtime._janitor.drain()  # its state is written, and not under way while it is removed
+    (one.directory / ".tmp-state.json-0123").write_text("cut off by an earlier removal")
+    runtime.destroy(one)
+    runtime._janitor.drain()
     second = runtime.create(TRUE)
     assert upper(second) == first
     names = [".tmp-state.json-worn", "config.json", "upper", "work"]
