@@ -328,7 +328,8 @@ class Firewall:
         version = 6 if ":" in one.address else 4
         if one.address and not any((":" in address) == (version == 6) for address in addresses):
             raise Conflict(
-                f"{one.address} cannot lead to this container: it has no IPv{version} address"
+                f"{one.address} cannot lead to this container: it has no IPv{version} address; "
+                "give it a network with one (network create --ipv6, daemon --fixed-cidr-v6)"
             )
         if one.address == "::1" and not self._loopback6:
             raise Conflict(

@@ -14,7 +14,7 @@ The inet table, by the order in which a packet meets it:
 The bridges' table is in `cablerules`. Docker's and iptables' rules are in tables of their own; all
 tables judge every packet, and each may drop it.
 
-Why each part is as it is: docs/network-firewall.md and docs/decisions/0012.
+Why each part is as it is: docs/network.md and docs/decisions/0012-firewall.md.
 """
 
 from __future__ import annotations
