@@ -389,6 +389,12 @@ class Runtime:
                 "--network said when it was made stays"
             )
 
+    def remove_network(self, network: Network) -> None:
+        """Remove a network nobody is in; who has just ended is waited for. Conflict."""
+        if self.networks.users(network):
+            self._janitor.drain()
+        self.networks.remove(network)
+
     # -- images --------------------------------------------------------------------------------
 
     def import_image(
