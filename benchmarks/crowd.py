@@ -132,10 +132,12 @@ def cleaned(runtime: Runtime) -> None:
 
 
 def left(runtime: Runtime, directory: Path) -> dict[str, int]:
-    """What `benchmarks.churn` counts, with this engine's own cgroups alone."""
+    """What `benchmarks.churn` counts, with this engine's own cgroups and mounts alone."""
     own = f"/{cgroup_name(runtime.root)}"
-    there = sum(own in place for place, _, _ in os.walk("/sys/fs/cgroup"))
-    return counts(runtime, directory) | {"cgroups": there}
+    groups = sum(own in place for place, _, _ in os.walk("/sys/fs/cgroup"))
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    mounts = sum(f" {directory}/" in line for line in lines)
+    return counts(runtime, directory) | {"cgroups": groups, "mounts": mounts}
 
 
 def neighbours() -> int:
