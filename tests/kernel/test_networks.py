@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import time
@@ -590,3 +591,12 @@ def test_without_nftables_a_start_with_a_network_fails_and_others_do_not(
     assert runtime.networks.lease(container.id) is None
     assert output(runtime, "echo none", network_mode="none") == "none\n"
     assert os.path.exists(container.directory)
+
+
+def test_a_bridge_announces_nothing_to_containers(runtime: Runtime) -> None:
+    """Not even in its first seconds: it speaks no IPv6 and looks for no router."""
+    network = runtime.networks.create("silent")
+    with running(runtime, network_mode="silent"), closing(Namespace(own=False)) as here:
+        time.sleep(3)
+        (shown,) = json.loads(here.run("ip", "-json", "-s", "link", "show", network.bridge))
+    assert shown["stats64"]["tx"]["packets"] == 0

@@ -78,6 +78,15 @@ def start_routing6(top: Path = SETTINGS) -> None:
     write("ipv6/conf/all/forwarding", "1", top)
 
 
+def keep_silent(bridge: str, top: Path = SETTINGS, *, ipv6: bool) -> None:
+    """Have a bridge look for no routers, and speak IPv6 only with `ipv6`: what it announces for
+    seconds after it came up, its link-local address and its groups, goes to every container."""
+    wanted = {"router_solicitations": "0", "disable_ipv6": "0" if ipv6 else "1"}
+    for name, value in wanted.items():
+        if read(f"ipv6/conf/{bridge}/{name}", top):
+            write(f"ipv6/conf/{bridge}/{name}", value, top)
+
+
 def accept_loopback(bridge: str, top: Path = SETTINGS) -> None:
     """Let this host's loopback clients reach containers behind the bridge."""
     write(f"ipv4/conf/{bridge}/route_localnet", "1", top)
