@@ -92,3 +92,14 @@ def test_the_step_that_was_refused_is_named_with_and_without_a_way_back() -> Non
     assert step_name(4, reflect=False) == step_name(5, reflect=True) == "note the address"
     assert step_name(2, reflect=True) == "let its frames come back"
     assert step_name(11, reflect=True) == "set up the network inside the container"
+
+
+def test_a_network_without_ipv6_is_made_where_localhost_is_published_by_ipv6(
+    runtime: Runtime,
+) -> None:
+    network = runtime.networks.create("plain")
+    config = Config(image="base", cmd=("true",), network_mode="plain", auto_remove=True)
+    try:
+        assert runtime.create(config).run() == 0
+    finally:
+        runtime.remove_network(network)

@@ -190,7 +190,7 @@ class Firewall:
     def accept_loopback(self, bridge: str) -> None:
         """Let this host's loopback clients reach what is published; the bridge must be there."""
         forwarding.accept_loopback(bridge, self._settings)
-        if self._loopback6:
+        if self._loopback6 and forwarding.has_ipv6(self._settings, bridge):
             accept_loopback6(bridge)
 
     def detach(self, bridge: Bridge) -> None:

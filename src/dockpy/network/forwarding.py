@@ -54,9 +54,9 @@ def routes6(top: Path = SETTINGS) -> bool:
     return read("ipv6/conf/all/forwarding", top) == "1"
 
 
-def has_ipv6(top: Path = SETTINGS) -> bool:
-    """Whether IPv6 is there and not switched off."""
-    return read("ipv6/conf/all/disable_ipv6", top) == "0"
+def has_ipv6(top: Path = SETTINGS, interface: str = "all") -> bool:
+    """Whether IPv6 is there and not switched off, on that interface."""
+    return read(f"ipv6/conf/{interface}/disable_ipv6", top) == "0"
 
 
 def bridged_through_rules(top: Path = SETTINGS, *, ipv6: bool = False) -> bool:
