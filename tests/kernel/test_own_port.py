@@ -60,6 +60,8 @@ def runtime(
 
         with running_engine(real_tmp, short_run(), tiny_archive, told) as made:
             warm(made)
+            made.networks.create("plain")  # with it comes the resolver's thread
+            made.create(Config(image="base", cmd=("true",), network_mode="plain")).run()
             yield made
 
 
@@ -97,9 +99,5 @@ def test_the_step_that_was_refused_is_named_with_and_without_a_way_back() -> Non
 def test_a_network_without_ipv6_is_made_where_localhost_is_published_by_ipv6(
     runtime: Runtime,
 ) -> None:
-    network = runtime.networks.create("plain")
     config = Config(image="base", cmd=("true",), network_mode="plain", auto_remove=True)
-    try:
-        assert runtime.create(config).run() == 0
-    finally:
-        runtime.remove_network(network)
+    assert runtime.create(config).run() == 0
