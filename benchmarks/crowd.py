@@ -13,6 +13,7 @@ network namespace of this program's own. At the end everything is removed, and c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -123,6 +124,12 @@ def faults(runtime: Runtime, crowd: Sequence[Container], memory: int, published:
     return found
 
 
+def remove_all(runtime: Runtime) -> None:
+    """Whatever happened, no container goes on."""
+    for one in runtime.list():
+        runtime.destroy(one, force=True)
+
+
 def cleaned(runtime: Runtime) -> None:
     """All that the engine does behind is done, and what the kernel does then."""
     deadline = time.monotonic() + CLEANING
@@ -165,7 +172,11 @@ def main() -> int:
     took, among = array("d", [0.0]) * given.count, array("d")
     with peers.scratch() as directory:
         archive = base_archive(directory, None)
-        with Runtime(directory / "state", run=directory / "run") as runtime:
+        with (
+            Runtime(directory / "state", run=directory / "run") as runtime,
+            contextlib.ExitStack() as undo,
+        ):
+            undo.callback(remove_all, runtime)
             with open(archive, "rb") as source:
                 runtime.import_image(source, "base")
             in_threads(lambda _: _discard(one_start(runtime)), range(WARM), given.threads)
