@@ -4,7 +4,9 @@
 
 In network namespaces of this program's own: a host with a bridge, a container on it, a neighbour
 on the host's link. Needs root. Connections are compared with rules as Docker makes them, one for
-each port, by iptables; the port that is tried is the last of them.
+each port, by iptables; the port that is tried is the last of them. A datagram for the host
+itself shows what the rules cost packets that are no container's: processor time of its sending, its
+way through the kernel and its reading, by one thread.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ BRIDGE = Bridge("fw0", "10.210.0.0/16")
 GATEWAY, CONTAINER = "10.210.0.1", "10.210.0.2"
 CABLE = Cable("fwc", "02:42:0a:d2:00:02", CONTAINER)
 PORT, TRIED, MANY = 80, 29999, 1000
+BATCH = 50
+"""Datagrams under way at once: they fit a socket's buffer."""
 ENTRIES = "one container's or port's entries"
 MATCHED = "one connection through a published port"
+RECEIVED = "one datagram from a neighbour to the host itself, processor time"
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: the connection ends at once, so that no port waits."""
 
@@ -130,15 +135,64 @@ def matching(firewall: Firewall, neighbour: Neighbour, rounds: int, count: int) 
     return found
 
 
+def datagrams(sender: socket.socket, receiver: socket.socket, count: int) -> float:
+    """Processor microseconds of one, on average over `count`."""
+    began = time.thread_time()
+    for _ in range(count // BATCH):
+        for _ in range(BATCH):
+            sender.send(b"x")
+        for _ in range(BATCH):
+            receiver.recv(1)
+    return (time.thread_time() - began) * 1e6 / (count // BATCH * BATCH)
+
+
+@contextlib.contextmanager
+def nothing(firewall: Firewall) -> Iterator[None]:
+    """No rules of anybody."""
+    firewall.close(remove=True)
+    try:
+        yield
+    finally:
+        opened(firewall)
+
+
+@contextlib.contextmanager
+def others(firewall: Firewall) -> Iterator[None]:
+    """One rule of iptables, and none of ours."""
+    with nothing(firewall), rules(1):
+        yield
+
+
+def receiving(firewall: Firewall, neighbour: Neighbour, rounds: int, count: int) -> list[Samples]:
+    contestants: Sequence[tuple[str, Callable[[], contextlib.AbstractContextManager[None]]]] = (
+        ("no rules", lambda: nothing(firewall)),
+        ("iptables, 1 rule", lambda: others(firewall)),
+        ("dockpy, 1 published", lambda: ours(firewall, 1)),
+    )
+    found = [Samples(name, unit="us") for name, _ in contestants]
+    sender = neighbour.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    assert isinstance(sender, socket.socket)
+    with sender, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((HOST, 0))
+        receiver.settimeout(5)
+        sender.connect(receiver.getsockname())
+        for number in range(rounds * 4):
+            for at in range(len(contestants)):
+                which = (at + number) % len(contestants)
+                with contestants[which][1]():
+                    found[which].values.append(datagrams(sender, receiver, count * 2))
+    return found
+
+
 def entries(firewall: Firewall, present: int, count: int) -> list[Samples]:
     """Microseconds of one container's and one port's entries, among others that are there."""
-    others = [
+    there = [
         Cable(
             f"fwx{n}", f"02:42:0a:d2:{n >> 8:02x}:{n & 255:02x}", f"10.210.{8 + n // 250}.{n % 250}"
         )
         for n in range(present)
     ]
-    firewall.allow(*others)
+    firewall.allow(*there)
     published = [Published(PORT, "tcp", "", 20000 + n) for n in range(present)]
     firewall.publish(CONTAINER, published, "others")
     one, port = Cable("fwy", "02:42:0a:d2:07:01", "10.210.7.1"), [Published(PORT, "tcp", "", 7)]
@@ -155,8 +209,16 @@ def entries(firewall: Firewall, present: int, count: int) -> list[Samples]:
             step()
             sample.values.append((time.perf_counter() - began) * 1e6)
     firewall.withdraw("others")
-    firewall.forget(*others)
+    firewall.forget(*there)
     return found
+
+
+def opened(firewall: Firewall) -> None:
+    """Ready for the bridge and its one container."""
+    firewall.open()
+    firewall.attach(BRIDGE)
+    firewall.allow(CABLE)
+    firewall.accept_loopback(BRIDGE.name)
 
 
 def main() -> None:
@@ -169,19 +231,22 @@ def main() -> None:
     print(f"Linux {platform.release()}, {os.cpu_count()} cpus, load {os.getloadavg()[0]:.2f}")
     neighbour, _container = Neighbour(), Container()
     firewall = Firewall("dockpy-bench")
-    firewall.open()
-    firewall.attach(BRIDGE)
-    firewall.allow(CABLE)
-    firewall.accept_loopback(BRIDGE.name)
+    opened(firewall)
     try:
         costs = [*entries(firewall, 0, count), *entries(firewall, MANY, count)]
         print(table(ENTRIES, costs))
         matched = matching(firewall, neighbour, rounds, count)
         print(table(MATCHED, matched, matched[0]))
+        received = receiving(firewall, neighbour, rounds, count)
+        print(table(RECEIVED, received, received[1]))
     finally:
         firewall.close(remove=True)
     if given.json:
-        records = [group_record(ENTRIES, costs, None), group_record(MATCHED, matched, matched[0])]
+        records = [
+            group_record(ENTRIES, costs, None),
+            group_record(MATCHED, matched, matched[0]),
+            group_record(RECEIVED, received, received[1]),
+        ]
         given.json.write_text(json.dumps(records, indent=1))
 
 

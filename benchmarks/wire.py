@@ -4,7 +4,9 @@
 
 From this host through localhost, and from a neighbour on its link through the host's address; both
 in network namespaces of this program's own. The same static server answers in both engines'
-containers; Docker has its proxy, as it is installed. Needs root.
+containers; Docker has its proxy, as it is installed. From the neighbour no proxy is met, so there
+the processor time of client and server is the whole cost, and is told too: it hardly changes with
+what else the machine does. Needs root.
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ import os
 import platform
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks import peers
 from benchmarks.samples import Samples, table
 from dockpy import Config, Runtime
 
+Found = TypeVar("Found")
 HOST, NEIGHBOUR = "10.209.0.1", "10.209.0.2"
 PIECE = bytes(1 << 20)
 PORTS = {"dockpy": 18701, "docker": 18702}
@@ -53,9 +59,9 @@ class Neighbour:
         peers.unshare_network()
         self.descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
-    def call(self, function: Callable[..., object], *arguments: object, **named: object) -> object:
+    def call(self, function: Callable[..., Found], *arguments: object, **named: object) -> Found:
         """Call it in a thread that is there."""
-        found: list[object] = []
+        found = list[Found]()
 
         def work() -> None:
             if self._libc.setns(self.descriptor, peers.CLONE_NEWNET):
@@ -92,6 +98,18 @@ def connections(address: str, port: int, count: int) -> float:
     return count / (time.perf_counter() - began)
 
 
+def processor_time(measure: Callable[[], float], server: int) -> tuple[float, float]:
+    """What is measured, and processor seconds that it took this thread and the server."""
+    before = time.thread_time() + used_by(server)
+    found = measure()
+    return found, time.thread_time() + used_by(server) - before
+
+
+def used_by(pid: int) -> float:
+    """Processor seconds of a process. Source: proc_pid_schedstat, the first field, nanoseconds."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def image(directory: Path) -> Path:
     """A tar of a root with the server alone."""
     tree = directory / "tree"
@@ -106,8 +124,8 @@ def image(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def servers(directory: Path, archive: Path) -> Iterator[list[str]]:
-    """The engines that serve, each on its port of `PORTS`."""
+def servers(directory: Path, archive: Path) -> Iterator[dict[str, int]]:
+    """The engines that serve, each on its port of `PORTS`, and their servers' processes."""
     with (
         Runtime(directory / "state", run=directory / "run") as runtime,
         peers.docker(directory, network=True) as docker,
@@ -118,14 +136,15 @@ def servers(directory: Path, archive: Path) -> Iterator[list[str]]:
             Config(image="sink", cmd=("/sink",), port_specs=(f"{PORTS['dockpy']}:80",))
         )
         ours.start()
-        found = ["dockpy"]
+        found = {"dockpy": ours.state.pid}
         if docker is None:
             print("docker: not installed or does not start here; skipped")
         else:
             subprocess.run([*docker, "import", archive, "sink"], check=True, capture_output=True)
             words = ["run", "-d", "-p", f"{PORTS['docker']}:80", "sink", "/sink"]
-            subprocess.run([*docker, *words], check=True, capture_output=True)
-            found.append("docker")
+            run = subprocess.run([*docker, *words], check=True, capture_output=True, text=True)
+            look = [*docker, "inspect", "-f", "{{.State.Pid}}", run.stdout.strip()]
+            found["docker"] = int(subprocess.check_output(look, text=True))
         try:
             yield found
         finally:
@@ -146,28 +165,30 @@ def main() -> int:
         with servers(directory, image(directory)) as engines:
             time.sleep(1)
             for place, address in (("localhost", "127.0.0.1"), ("a neighbour", HOST)):
-                for title, unit, measure, amount in (
-                    ("one connection", "MB/s", throughput, size),
-                    ("connections", "/s", connections, count),
+                for title, unit, measure, amount, cost in (
+                    ("one connection", "MB/s", throughput, size, ("us/MB", size / 1e6)),
+                    ("connections", "/s", connections, count, ("us", count)),
                 ):
                     rows = {name: Samples(name, unit=unit) for name in reversed(engines)}
-                    for _ in range(rounds):
-                        for name, row in rows.items():
-                            arguments = (measure, address, PORTS[name], amount)
-                            value = (
-                                measure(*arguments[1:])
-                                if place == "localhost"
-                                else neighbour.call(*arguments)
+                    costs = {name: Samples(name, unit=cost[0]) for name in reversed(engines)}
+                    for number in range(rounds):
+                        names = list(rows) if number % 2 else list(reversed(rows))
+                        for name in names:
+                            work = partial(measure, address, PORTS[name], amount)
+                            timed = partial(processor_time, work, engines[name])
+                            value, spent = (
+                                timed() if place == "localhost" else neighbour.call(timed)
                             )
-                            row.values.append(float(str(value)))
-                    first = next(iter(rows.values()))
-                    print(table(f"{title} from {place}", [*rows.values()], first), flush=True)
-                    results.append(
-                        {
-                            "title": f"{title} from {place}",
-                            "rows": [row.record() for row in rows.values()],
-                        }
-                    )
+                            rows[name].values.append(value)
+                            costs[name].values.append(spent * 1e6 / cost[1])
+                    tables = {f"{title} from {place}": rows}
+                    if place != "localhost":
+                        tables[f"processor time, {title} from {place}"] = costs
+                    for heading, found in tables.items():
+                        print(table(heading, [*found.values()], next(iter(found.values()))))
+                        records = [row.record() for row in found.values()]
+                        results.append({"title": heading, "rows": records})
+                    sys.stdout.flush()
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1))
     return 0

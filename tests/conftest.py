@@ -6,14 +6,11 @@ line are in end_to_end/.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import os
-import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +19,6 @@ import pytest
 
 import leftovers
 from needs import PROBES, Needs, debian_root_path, docker_profile_path, real_directory
-from patience import patient
 from roots import make_tiny_root, pack
 
 if TYPE_CHECKING:
@@ -156,26 +152,11 @@ def _run_place() -> str:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
 
 
-@contextlib.contextmanager
-def running_engine(directory: Path, run: Path, archive: Path) -> Iterator[Runtime]:
-    """An engine on a new root below `directory`; what runs at the end is killed and removed."""
-    from dockpy import Runtime
-
-    root = Path(tempfile.mkdtemp(prefix="engine-", dir=directory))
-    try:
-        with Runtime(root, run=run) as runtime:
-            with open(archive, "rb") as source:
-                runtime.import_image(source, "base")
-            yield runtime
-            for container in runtime.list():
-                runtime.destroy(container, force=True)
-    finally:
-        shutil.rmtree(root)
-
-
 @pytest.fixture
 def engine(real_tmp: Path, short_run: Callable[[], Path], tiny_archive: Path) -> Iterator[Runtime]:
     """An engine in this process on a root of its own, with the busybox root as image `base`."""
+    from engines import running_engine
+
     with running_engine(real_tmp, short_run(), tiny_archive) as runtime:
         yield runtime
 
@@ -189,19 +170,10 @@ def module_engine(
 ) -> Iterator[Runtime]:
     """As `engine`, for a module whose tests remove their containers: half a second less each.
 
-    One container has come and gone, so that no test is blamed for threads made on first use.
+    It is warm, so that no test is blamed for threads made on first use.
     """
-    from dockpy import Config
+    from engines import running_engine, warm
 
     with running_engine(real_tmp, short_run(), tiny_archive) as runtime:
-        first = runtime.create(Config(image="base", cmd=("touch", "/written")))
-        first.run()
-        runtime.destroy(first)
-        runtime._janitor.drain()
-        runtime.networks.prepare()
-        deadline = time.monotonic() + patient(5)
-        while time.monotonic() < deadline and (
-            os.listdir(runtime.root / "containers") or not runtime.networks.ready
-        ):
-            time.sleep(0.01)
+        warm(runtime)
         yield runtime

@@ -118,10 +118,13 @@ cdef extern from "<linux/if_link.h>" nogil:
     enum:
         IFLA_ADDRESS
         IFLA_AF_SPEC
+        IFLA_BRPORT_MODE
         IFLA_IFNAME
         IFLA_INET6_ADDR_GEN_MODE
         IFLA_INFO_DATA
         IFLA_INFO_KIND
+        IFLA_INFO_SLAVE_DATA
+        IFLA_INFO_SLAVE_KIND
         IFLA_LINKINFO
         IFLA_MASTER
         IFLA_MTU
@@ -272,6 +275,22 @@ cdef ifinfomsg *change(Talk *talk, int index, const char *name, size_t name_size
     return link
 
 
+cdef void reflecting(Talk *talk, const char *name, size_t name_size) noexcept nogil:
+    # The bridge may send a frame back over the cable it came from. Only a link that is there can be
+    # told so, hence a message of its own.
+    cdef uint8_t on = 1
+    cdef size_t info
+    cdef size_t data
+    change(talk, 0, name, name_size)
+    info = put(talk, IFLA_LINKINFO, NULL, 0)
+    put(talk, IFLA_INFO_SLAVE_KIND, b"bridge", 7)
+    data = put(talk, IFLA_INFO_SLAVE_DATA, NULL, 0)
+    put(talk, IFLA_BRPORT_MODE, &on, 1)
+    seal(talk, data)
+    seal(talk, info)
+    finish(talk)
+
+
 cdef void without_link_local(Talk *talk, int index, const char *name, size_t name_size) noexcept nogil:
     # No fe80:: address when the link comes up: nobody speaks IPv6 there, and nothing is announced.
     cdef uint8_t mode = IN6_ADDR_GEN_MODE_NONE
@@ -358,14 +377,15 @@ cdef int check_sizes(bytes hardware, bytes address, bytes gateway, bytes gateway
 def try_cable(
     int host, int namespace, bytes name not None, int master, int index, bytes inner_name not None,
     bytes hardware not None, bytes gateway_hardware not None,
-    list addresses not None, bint default_route, unsigned int mtu,
+    list addresses not None, bint default_route, unsigned int mtu, bint reflect,
 ):
     """Lay a cable: (0, 0), or (number of the refused message from 1, errno).
 
     `host` is a rtnetlink socket of the bridge's namespace, `master` the bridge's number, `index`
     the number the link gets inside. `addresses`: (address, prefix length, gateway), one of each
-    version at most. Messages 1 to 9 are the host's, from 11 on the container's. After a failure the
-    host end may be there: `try_remove_link`.
+    version at most. `reflect`: the bridge may send frames back where they came from; that is message
+    2, before the addresses'. Messages 1 to 9 are the host's, from 11 on the container's. After a
+    failure the host end may be there: `try_remove_link`.
     """
     cdef Talk outside
     cdef Talk inside
@@ -382,6 +402,8 @@ def try_cable(
     veth(
         &outside, name, len(name), master, namespace, index, inner_name, len(inner_name), hardware, mtu
     )
+    if reflect:
+        reflecting(&outside, name, len(name))
     # A port of a bridge needs no address, and what it announces arrives in the container.
     without_link_local(&outside, 0, name, len(name))
     up(&outside, 0, name, len(name))

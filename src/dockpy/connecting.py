@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from dockpy import etcfiles
@@ -63,7 +64,25 @@ def check(config: Config) -> None:
             raise UsageError(f"{flag} needs a network of the container's own, not {mode}")
 
 
-def wanted(config: Config) -> Wanted:
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A container that another one calls by an alias, and where it is now."""
+
+    alias: str
+    name: str
+    address: str
+
+
+def links(config: Config, running: Callable[[str], tuple[str, str]]) -> tuple[Link, ...]:
+    """The containers it is linked to. `running` gives name and address of one that runs."""
+    found = []
+    for text in config.links:
+        reference, _, alias = text.partition(":")
+        found.append(Link(alias or reference, *running(reference)))
+    return tuple(found)
+
+
+def wanted(config: Config, linked: Sequence[Link] = ()) -> Wanted:
     """What to ask of the network manager."""
     return Wanted(
         network=config.network_mode,
@@ -73,27 +92,16 @@ def wanted(config: Config) -> Wanted:
             aliases=config.network_aliases,
         ),
         bindings=bindings(config.port_specs, config.exposed_ports, publish_all=config.publish_all),
+        dns=config.dns,
+        links=tuple((one.alias, one.name) for one in linked),
     )
-
-
-def linked(config: Config, addresses: Callable[[str], tuple[str, str]]) -> list[str]:
-    """Lines for /etc/hosts, NAME:ADDRESS, of the containers it is linked to.
-
-    `addresses` gives name and address of a running container.
-    """
-    found: list[str] = []
-    for text in config.links:
-        reference, _, alias = text.partition(":")
-        name, address = addresses(reference)
-        found += [f"{one}:{address}" for one in dict.fromkeys((alias or reference, name))]
-    return found
 
 
 def files(
     config: Config,
     hostname: str,
     lease: Lease,
-    extra: Sequence[str],
+    linked: Sequence[Link] = (),
     *,
     answering: Sequence[str] = (),
 ) -> tuple[tuple[str, str], ...]:
@@ -101,24 +109,32 @@ def files(
 
     Without a network of its own it asks the host's name servers; with one of the user's, the
     engine's resolver there. `answering`: where that answers in the default network; it is asked
-    when the host's own servers cannot be.
+    when the host's own servers cannot be. Links are names of the resolver where it has names: a
+    line in /etc/hosts would come first, and be wrong once the other container is started again.
     """
     first = lease.endpoints[0] if lease.endpoints else None
     gateways = first.gateways if first is not None else ()
+    named = first is not None and first.named
     resolv = etcfiles.resolv(
         host_file(etcfiles.RESOLV),
         config.dns,
         config.dns_search,
         config.dns_options,
-        resolver=gateways if first is not None and first.named else (),
+        resolver=gateways if named else (),
         own_network=first is not None,
         systemd_text=host_file(etcfiles.SYSTEMD_RESOLV) if first is not None else "",
         fallback=answering or FALLBACK,
     )
+    lines = [
+        f"{called}:{one.address}"
+        for one in linked
+        for called in dict.fromkeys((one.alias, one.name))
+        if not named
+    ]
     hosts = etcfiles.hosts(
         hostname,
         config.domainname,
-        [*config.extra_hosts, *extra],
+        [*config.extra_hosts, *lines],
         addresses=lease.addresses,
         gateways=gateways,
     )

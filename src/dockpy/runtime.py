@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
@@ -388,6 +389,12 @@ class Runtime:
                 "--network said when it was made stays"
             )
 
+    def remove_network(self, network: Network) -> None:
+        """Remove a network nobody is in; who has just ended is waited for. Conflict."""
+        if self.networks.users(network):
+            self._janitor.drain()
+        self.networks.remove(network)
+
     # -- images --------------------------------------------------------------------------------
 
     def import_image(
@@ -473,7 +480,8 @@ class Runtime:
             config,
             own_network=config.network_mode != "host" and not connecting.is_shared(config),
         )
-        with self._network_of(record, returnable=shut) as (network, lease):
+        linked = connecting.links(config, partial(self._linked, config)) if config.links else ()
+        with self._network_of(record, linked, returnable=shut) as (network, lease):
             trace.mark(DAEMON, "network connected")
             site = Site(
                 id=record.id,
@@ -484,7 +492,7 @@ class Runtime:
                     config,
                     hostname,
                     lease,
-                    self._linked(record),
+                    linked,
                     answering=self.networks.answering(lease),
                 ),
                 files_directory=f"{self.run}/containers/{record.id}",
@@ -519,11 +527,11 @@ class Runtime:
 
     @contextlib.contextmanager
     def _network_of(
-        self, record: Record, *, returnable: bool
+        self, record: Record, linked: Sequence[connecting.Link], *, returnable: bool
     ) -> Iterator[tuple[Namespace | Literal["none", "host"], Lease]]:
         """The network of a start, given back when the start fails."""
         mode = record.config.network_mode
-        connection = self._connect(record, returnable=returnable)
+        connection = self._connect(record, linked, returnable=returnable)
         directory = f"{self.run}/containers/{record.id}"
         try:
             if connection is None:
@@ -540,7 +548,9 @@ class Runtime:
             if connection is not None:
                 connection.close()
 
-    def _connect(self, record: Record, *, returnable: bool) -> Connection | None:
+    def _connect(
+        self, record: Record, linked: Sequence[connecting.Link], *, returnable: bool
+    ) -> Connection | None:
         """The network of a start; None for `host`, and for `none` when nothing is ready."""
         config = record.config
         if connecting.is_shared(config):
@@ -553,24 +563,27 @@ class Runtime:
             return None
         if not connecting.has_network(config):
             return self.networks.isolate(record.id, returnable=returnable)
-        owner, wanted = Owner(record.id, record.name), connecting.wanted(config)
+        owner, wanted = Owner(record.id, record.name), connecting.wanted(config, linked)
         try:
             return self.networks.connect(owner, wanted, returnable=returnable)
         except PortInUse:
             self._janitor.drain()  # by a container that has just ended, perhaps
             return self.networks.connect(owner, wanted, returnable=returnable)
 
-    def _linked(self, record: Record) -> Sequence[str]:
-        """Lines for /etc/hosts of the containers it is linked to."""
-
-        def address(reference: str) -> tuple[str, str]:
-            other = self.get(reference)
-            lease = self.networks.lease(other.id)
-            if lease is None or not lease.addresses:
-                raise Conflict(f"container {other.name} has no address now; start it first")
-            return other.name, lease.addresses[0]
-
-        return connecting.linked(record.config, address)
+    def _linked(self, config: Config, reference: str) -> tuple[str, str]:
+        """Name and address of a container that one with this configuration is linked to."""
+        other = self.get(reference)
+        lease = self.networks.lease(other.id)
+        if lease is None or not other.state.running:
+            raise Conflict(f"container {other.name} does not run; start it first")
+        network = self.networks.get(config.network_mode)
+        for one in lease.endpoints:
+            if one.network == network.id:
+                return other.name, one.address
+        raise Conflict(
+            f"container {other.name} is not in network {network.name}; connect it first "
+            f"(dockpy network connect {network.name} {other.name})"
+        )
 
     def ended(self, run: Run) -> bool:
         """Whether the OOM killer ended processes of this run."""

@@ -118,6 +118,7 @@ def test_what_is_used_before_it_is_open_is_an_error(firewall: Firewall) -> None:
         f"delete table inet {NAME}",
         f"delete table bridge {NAME}",
         f"flush chain inet {NAME} guard",
+        f"flush chain inet {NAME} inside",
         f"flush chain bridge {NAME} guard",
         f"flush map inet {NAME} any4",
         f"add element inet {NAME} any4 {{ tcp . 9 : 172.30.0.3 . 9 }}",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from dockpy.container import Container
 from dockpy.errors import Conflict, KernelError, NotFound, UsageError
 from dockpy.network.addresses import PoolExhausted
 from dockpy.network.values import Wish
+from nameserver import always, serving
 from netns import Namespace
 from patience import patient
 
@@ -86,6 +89,11 @@ def output(runtime: Runtime, script: str, **values: object) -> str:
     finally:
         runtime.destroy(container, force=True)
         settled(runtime)
+
+
+def written(container: Container) -> str:
+    """Its log."""
+    return b"".join(entry.message for entry in container.read_log()).decode()
 
 
 def address_of(runtime: Runtime, container: Container) -> str:
@@ -347,7 +355,7 @@ def test_containers_of_one_network_find_each_other_by_name_and_alias(runtime: Ru
     with running(runtime, name="store", **values) as store:
         lease = runtime.networks.lease(store.id)
         assert lease is not None
-        for name in ("store", "STORE", "database", "sql", store.short_id):
+        for name in ("store", "STORE", "database", "sql", store.short_id, "store.names"):
             assert sorted(answers(runtime, name, network_mode="names")) == sorted(lease.addresses)
         resolv = output(runtime, "cat /etc/resolv.conf", network_mode="names")
         first = lease.endpoints[0]
@@ -357,6 +365,61 @@ def test_containers_of_one_network_find_each_other_by_name_and_alias(runtime: Ru
         ]
         assert answers(runtime, "store") == [], "not from another network"
     assert answers(runtime, "store", network_mode="names") == [], "not once it is gone"
+
+
+def test_other_names_are_asked_of_the_servers_a_container_was_given(runtime: Runtime) -> None:
+    runtime.networks.create("asks")
+    with (
+        closing(Namespace(own=False)) as here,
+        serving(here, "127.0.0.9", always("192.0.2.5")) as server,
+    ):
+        found = answers(runtime, "name.test", network_mode="asks", dns=("127.0.0.9",))
+        assert found == ["192.0.2.5"]
+        assert "name.test" in {query.name for query in server.heard}
+
+
+def test_a_link_in_a_network_of_a_user_leads_to_its_container_wherever_it_is(
+    runtime: Runtime,
+) -> None:
+    runtime.networks.create("linked")
+    sought = "busybox nslookup sql 2>/dev/null | sed -n '/^Name/,$s/^Address: //p'"
+    script = f"""
+        cat /etc/hosts; first=$({sought}); echo "first $first"; n=0
+        until then=$({sought}); [ -n "$then" ] && [ "$then" != "$first" ]; do
+          n=$((n+1)); [ $n -lt 100 ] || exit 1; usleep 100000
+        done
+        echo "then $then"
+    """
+    with (
+        running(runtime, name="database", network_mode="linked") as database,
+        running(
+            runtime, "sh", "-c", script, network_mode="linked", links=("database:sql",)
+        ) as asking,
+    ):
+        before = address_of(runtime, database)
+        deadline = time.monotonic() + patient(10)
+        while "first" not in (said := written(asking)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert f"first {before}\n" in said
+        database.restart(0)
+        after = address_of(runtime, database)
+        assert after != before
+        assert asking.wait(patient(20)) == 0
+        said = written(asking)
+        assert f"then {after}\n" in said
+        assert "sql" not in said.partition("first")[0], "a line in /etc/hosts would be wrong now"
+        assert answers(runtime, "sql", network_mode="linked") == [], "nobody else calls it so"
+
+
+def test_a_link_to_a_container_out_of_reach_is_refused(runtime: Runtime) -> None:
+    runtime.networks.create("island")
+    with running(runtime, name="far", network_mode="island") as far:
+        with pytest.raises(Conflict, match="far is not in network bridge; connect it first"):
+            output(runtime, "true", links=("far",))
+        far.kill()
+        far.wait()
+        with pytest.raises(Conflict, match="far does not run"):
+            output(runtime, "true", network_mode="island", links=("far",))
 
 
 def test_a_container_put_into_a_network_is_found_there(runtime: Runtime) -> None:
@@ -528,3 +591,12 @@ def test_without_nftables_a_start_with_a_network_fails_and_others_do_not(
     assert runtime.networks.lease(container.id) is None
     assert output(runtime, "echo none", network_mode="none") == "none\n"
     assert os.path.exists(container.directory)
+
+
+def test_a_bridge_announces_nothing_to_containers(runtime: Runtime) -> None:
+    """Not even in its first seconds: it speaks no IPv6 and looks for no router."""
+    network = runtime.networks.create("silent")
+    with running(runtime, network_mode="silent"), closing(Namespace(own=False)) as here:
+        time.sleep(3)
+        (shown,) = json.loads(here.run("ip", "-json", "-s", "link", "show", network.bridge))
+    assert shown["stats64"]["tx"]["packets"] == 0

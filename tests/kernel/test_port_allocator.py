@@ -64,6 +64,14 @@ def test_a_port_another_container_has_is_refused_with_its_name(
     reserve(ports, host, "two", second)
 
 
+def test_a_container_that_asks_twice_for_a_port_is_told_so(
+    host: Namespace, ports: PortAllocator
+) -> None:
+    with pytest.raises(PortInUse, match="in use by this container itself"):
+        reserve(ports, host, "one", "8080:80", "8080:81")
+    assert ports.owned_by("one") == ()
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -228,7 +228,7 @@ REFUSALS = [
     ("--mac-address 02:42 base", "six bytes such as"),
     ("--link :db base", "NAME or NAME:ALIAS expected"),
     ("--network-alias= base", "a name without spaces expected"),
-    ("-p 99999:80 base", "ports go from 1 to 65535"),
+    ("-p 99999:80 base", "dockpy: -p '99999:80': ports go from 1 to 65535; see"),
     ("-p 80/icmp base", "the protocol is one of tcp, udp, sctp"),
     ("--expose www base", "'www' is not a port"),
     ("--dns server base", "an IP address expected"),

@@ -37,7 +37,7 @@ def test_a_container_is_called_by_name_short_id_and_alias_on_its_network() -> No
     leases = Leases()
     box = Owner("ab" * 32, "Web")
     leases[box.id] = box, lease(endpoint("172.30.0.2", NET, "Front", address6="fd30::2"))
-    for name in ("web", "WEB", "abababababab", "front"):
+    for name in ("web", "WEB", "abababababab", "front", "web.app", "Front.APP"):
         assert leases.addresses(NET, name, "") == ["172.30.0.2", "fd30::2"]
     assert leases.addresses(OTHER, "web", "") is None
     assert leases.addresses(NET, "app", "") is None
@@ -60,6 +60,25 @@ def test_servers_are_those_of_the_container_that_asks() -> None:
     leases[two.id] = two, lease(endpoint("172.30.0.3"))
     assert leases.servers(NET, "172.30.0.2") == ("192.0.2.1",)
     assert leases.servers(NET, "172.30.0.3") == leases.servers(NET, "172.30.0.9") == ()
+
+
+def test_a_link_is_a_name_for_the_linked_alone_and_comes_first() -> None:
+    leases = Leases()
+    one, two, three = owner(1, "one"), owner(2, "two"), owner(3, "three")
+    leases[one.id] = one, lease(endpoint("172.30.0.2"))
+    leases[three.id] = three, lease(endpoint("172.30.0.4"))
+    linked = Lease(endpoints=(endpoint("172.30.0.3"),), links=(("DB", "One"), ("three", "one")))
+    leases[two.id] = two, linked
+    assert leases.addresses(NET, "db", "172.30.0.3") == ["172.30.0.2"]
+    assert leases.addresses(NET, "three", "172.30.0.3") == ["172.30.0.2"]
+    assert leases.addresses(NET, "db", "172.30.0.4") is None
+    assert leases.addresses(NET, "three", "172.30.0.4") == ["172.30.0.4"]
+    assert Lease.from_json(linked.to_json()) == linked
+    old = linked.to_json()
+    del old["links"]
+    assert Lease.from_json(old).links == ()
+    del leases[one.id]
+    assert leases.addresses(NET, "db", "172.30.0.3") is None
 
 
 def test_an_address_belongs_to_its_next_container_when_the_last_one_goes_later() -> None:

@@ -98,6 +98,13 @@ def test_what_cannot_be_published_is_refused_with_the_reason(text: str, said: st
     assert "\n" not in str(caught.value)
 
 
+def test_a_refusal_repeats_nothing() -> None:
+    with pytest.raises(UsageError, match=r"^'abc' is not a port such as"):
+        parse_publish("abc")
+    with pytest.raises(UsageError, match=r"^'80:abc': 'abc' is not a port such as"):
+        parse_publish("80:abc")
+
+
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "::1", "fd09::1"])
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (8080, 8080), (8000, 8010)])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

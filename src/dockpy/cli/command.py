@@ -185,6 +185,8 @@ class Command(click.Command):
         except UsageError as error:
             if spelling in str(error):
                 raise
+            if str(error).startswith(repr(text)):  # it says itself what it is about
+                raise UsageError(f"{spelling} {error}") from error
             raise UsageError(f"{spelling} {text!r}: {error}") from error
         name = str(option.name)
         values[name] = (*values[name], value) if option.multiple else value

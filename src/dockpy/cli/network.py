@@ -16,7 +16,7 @@ from dockpy.cli.flags import parse_address, parse_label
 from dockpy.cli.render import Listing, json_time, label_method, pretty_json
 from dockpy.cli.session import Session
 from dockpy.cli.template import Map, compile_template, to_json
-from dockpy.errors import DockpyError, NotFound, UsageError
+from dockpy.errors import Conflict, DockpyError, NotFound, UsageError
 from dockpy.network.addresses import parse_subnet, parse_subnet6
 from dockpy.network.values import BRIDGE, HOST, NONE, RESERVED, Network, Wish
 
@@ -283,7 +283,7 @@ def rm(session: Session, *, force: bool, names: tuple[str, ...]) -> int:
         try:
             if name in (HOST, NONE):
                 raise UsageError(f"network {name} is there for every container and stays")
-            session.runtime.networks.remove(session.runtime.networks.get(name))
+            session.runtime.remove_network(session.runtime.networks.get(name))
         except NotFound as missing:
             failed = failed or not force
             if not force:
@@ -339,8 +339,11 @@ def prune(session: Session, *, force: bool) -> int:
     for one in engine.networks.all():
         if one.name in RESERVED or one.name in wanted or one.id in wanted:
             continue
-        if engine.networks.users(one) or engine.networks.members(one):
+        if engine.networks.members(one):
             continue
-        engine.networks.remove(one)
+        try:
+            engine.remove_network(one)
+        except Conflict:  # somebody is in it
+            continue
         session.write(f"{one.name}\n")
     return 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from dockpy.errors import Conflict, KernelError
 from dockpy.network.addresses import Segment
+from dockpy.network.forwarding import keep_silent
 
 
 def taken_ranges(besides: Iterable[str] = ()) -> list[ipaddress.IPv4Network]:
@@ -59,6 +60,7 @@ def make_bridge(segment: Segment, mtu: int = 0) -> int:
                     ),
                 )
                 index = ip.link_lookup(ifname=segment.bridge)[0]
+            keep_silent(segment.bridge, ipv6=segment.subnet6 is not None)
             extra = {"mtu": mtu} if mtu else {}
             _told(
                 f"set up bridge {segment.bridge}",

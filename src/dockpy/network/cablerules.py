@@ -114,5 +114,5 @@ def cable_guard() -> tuple[Rule, ...]:
 
 def bridge_table(name: str) -> Table:
     """The engine's table for frames on bridges."""
-    chains = (Chain("guard", "filter", Hook.PREROUTING, RAW, cable_guard()),)
+    chains = (Chain("guard", cable_guard(), "filter", Hook.PREROUTING, RAW),)
     return Table(Family.BRIDGE, name, bridge_sets(), chains)

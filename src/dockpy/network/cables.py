@@ -1,4 +1,11 @@
-"""Cables: what connects a container's namespace with a bridge, laid by one native conversation."""
+"""Cables: what connects a container's namespace with a bridge, laid by one native conversation.
+
+Facts (net/bridge/br_netfilter_hooks.c, br_forward.c): where bridged frames meet the rules for
+packets (`bridge-nf-call-iptables`, as Docker has it), the frame of a container that asks for the
+host's address and its own published port gets its new destination on the bridge already, and goes
+on from there to the cable it came from. A bridge sends nothing back that way unless the link is
+in hairpin mode. Elsewhere the packet goes through the host, and needs none.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +20,7 @@ from contextlib import contextmanager
 
 from dockpy._netlink import try_cable, try_forget_neighbours, try_remove_link
 from dockpy.errors import KernelError
+from dockpy.network.forwarding import bridged_through_rules
 from dockpy.network.values import Endpoint
 
 STEPS = (
@@ -22,6 +30,7 @@ STEPS = (
     "note the address",
     "note the IPv6 address",
 )
+REFLECTED = (STEPS[0], "let its frames come back", *STEPS[1:])
 KEPT = 2
 """Sockets that wait for the next conversation."""
 PREFIX = "dv"
@@ -60,6 +69,7 @@ class Layer:
         On an error nothing is left of the cable. KernelError names the step.
         """
         name = endpoint.cable.encode()
+        reflect = bridged_through_rules()
         with self._conversation() as host:
             failed, err = try_cable(
                 host.fileno(),
@@ -73,11 +83,12 @@ class Layer:
                 addresses_of(endpoint),
                 default_route,
                 mtu,
+                reflect,
             )
             if err:
                 if failed != 1:
                     try_remove_link(host.fileno(), name)
-                raise KernelError(step_name(failed), err, endpoint.cable)
+                raise KernelError(step_name(failed, reflect=reflect), err, endpoint.cable)
 
     def forget(self, endpoint: Endpoint, master: int) -> None:
         """Forget the neighbour entries of a cable that goes with its namespace."""
@@ -129,8 +140,9 @@ def addresses_of(endpoint: Endpoint) -> list[tuple[bytes, int, bytes]]:
     ]
 
 
-def step_name(number: int) -> str:
+def step_name(number: int, *, reflect: bool) -> str:
     """What message `number` of a conversation was for."""
     if number > 10:
         return "set up the network inside the container"
-    return STEPS[min(max(number, 1), len(STEPS)) - 1]
+    names = REFLECTED if reflect else STEPS
+    return names[min(max(number, 1), len(names)) - 1]

@@ -15,6 +15,7 @@ REGISTER = 1
 """NFT_REG_1, 16 bytes; quarters of it and of what follows are 8, 9, 10 ..."""
 QUARTER = 8
 DROP, ACCEPT = 0, 1
+GOTO = -4 & 0xFFFFFFFF
 INVALID, ESTABLISHED, RELATED = 0x1, 0x2, 0x4
 DNAT_STATUS = 0x20
 LOCAL = 2
@@ -104,6 +105,11 @@ def to_this_host(register: int) -> tuple[bytes, ...]:
 
 def verdict(code: int) -> bytes:
     return expression("immediate", u32(1, 0), nested(2, nested(2, u32(1, code))))
+
+
+def goto(chain: str) -> bytes:
+    """Go on in another chain of the table and do not come back."""
+    return expression("immediate", u32(1, 0), nested(2, nested(2, u32(1, GOTO), text(2, chain))))
 
 
 def dnat(family: int, address: int, port: int) -> bytes:

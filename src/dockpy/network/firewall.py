@@ -190,7 +190,7 @@ class Firewall:
     def accept_loopback(self, bridge: str) -> None:
         """Let this host's loopback clients reach what is published; the bridge must be there."""
         forwarding.accept_loopback(bridge, self._settings)
-        if self._loopback6:
+        if self._loopback6 and forwarding.has_ipv6(self._settings, bridge):
             accept_loopback6(bridge)
 
     def detach(self, bridge: Bridge) -> None:
@@ -328,7 +328,8 @@ class Firewall:
         version = 6 if ":" in one.address else 4
         if one.address and not any((":" in address) == (version == 6) for address in addresses):
             raise Conflict(
-                f"{one.address} cannot lead to this container: it has no IPv{version} address"
+                f"{one.address} cannot lead to this container: it has no IPv{version} address; "
+                "give it a network with one (network create --ipv6, daemon --fixed-cidr-v6)"
             )
         if one.address == "::1" and not self._loopback6:
             raise Conflict(

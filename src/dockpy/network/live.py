@@ -47,9 +47,14 @@ class LiveNetwork:
         bridges = max(1, subnet.num_addresses >> (32 - SEGMENT_PREFIX))
         return subnet.num_addresses - 3 * bridges
 
-    def grow(self) -> bool:
-        """Open one more segment; False when the range has no more."""
+    def grow(self, beyond: int = -1) -> bool:
+        """Open one more segment; False when the range has no more.
+
+        `beyond`: unless more than so many are open meanwhile: starts may find all full at once.
+        """
         with self._lock:
+            if 0 <= beyond < len(self._open):
+                return True
             segment = next(self._rest, None)
             if segment is None:
                 return False
@@ -100,7 +105,7 @@ class LiveNetwork:
                 if address is not None:
                     return allocator, address
             tried = len(self._open)
-            if not self.grow() and tried == len(self._open):
+            if not self.grow(tried):
                 raise PoolExhausted(self.network.name, self.network.subnet)
 
     def _wanted(self, text: str) -> tuple[IPAllocator, IPv4Address]:

@@ -76,6 +76,7 @@ class Wanted:
     wish: Wish = ANYHOW
     bindings: tuple[Binding, ...] = ()
     dns: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ class NetworkManager:
                     extra = self._lay(other, cabled.namespace.namespace, wish, number + 1)
                     undo.callback(self._release, extra)
                     endpoints.append(extra)
-            lease = Lease(endpoints=tuple(endpoints), dns=wanted.dns)
+            lease = Lease(endpoints=tuple(endpoints), dns=wanted.dns, links=wanted.links)
             lease = self._publish(owner, lease, wanted.bindings)
             theirs = None
             if returnable and cabled.alike and len(endpoints) == 1 and not lease.published:

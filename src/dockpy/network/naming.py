@@ -7,27 +7,39 @@ addresses, whose entries are replaced as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 
 from dockpy.network.values import Endpoint, Lease, Owner
 
 Entry = tuple[Owner, Lease]
 
 
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """Who asks: the container's id, its name in full, servers of --dns, and whom it calls how."""
+
+    container: str
+    name: str
+    servers: tuple[str, ...]
+    links: Mapping[str, str]
+
+
 class Leases(MutableMapping[str, Entry]):
     """Owners and leases by container id; the names of the running ones with them.
 
-    A container is called by its name, the first twelve digits of its id, and its aliases there. On
-    the default network nobody has a name. Changed by one thread at a time; `addresses`, `name`
-    and `servers` may be asked meanwhile.
+    A container is called by its name, the first twelve digits of its id, and its aliases there,
+    each also with the network's name behind a dot; and by what a container that is linked to it
+    calls it, for that one alone. On the default network nobody has a name. Changed by one thread
+    at a time; `addresses`, `name` and `servers` may be asked meanwhile.
     """
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._called: dict[tuple[str, str], tuple[tuple[str, Endpoint], ...]] = {}
         """By network and lower-case name, with the container's id; an alias can be shared."""
-        self._at: dict[tuple[str, str], tuple[str, str, tuple[str, ...]]] = {}
-        """By network and address: container id, name in full, servers of --dns."""
+        self._at: dict[tuple[str, str], _Client] = {}
+        """By network and address."""
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -58,30 +70,32 @@ class Leases(MutableMapping[str, Entry]):
                 self._called[name] = left
             else:
                 del self._called[name]
-        for place, (full, dns) in at.items():
-            self._at[place] = container, full, dns
+        self._at.update(at)
         for place in _at(old):
             # The next container may have the address already.
-            if place not in at and self._at.get(place, ("",))[0] == container:
+            there = self._at.get(place)
+            if place not in at and there is not None and there.container == container:
                 del self._at[place]
 
     # -- names: what a resolver answers by -----------------------------------------------------
 
     def addresses(self, network: str, name: str, client: str) -> Sequence[str] | None:
         """Addresses of the containers that are called so in a network; None for nobody's name."""
-        del client  # everybody sees the same
-        found = self._called.get((network, name.lower()))
+        name, asking = name.lower(), self._at.get((network, client))
+        if asking is not None:
+            name = asking.links.get(name, name)
+        found = self._called.get((network, name))
         return None if found is None else [each for _, one in found for each in _addresses(one)]
 
     def name(self, network: str, address: str) -> str | None:
         """The name of the container with that address."""
         found = self._at.get((network, address))
-        return None if found is None else found[1]
+        return None if found is None else found.name
 
     def servers(self, network: str, client: str) -> Sequence[str]:
         """What --dns gave to the container that asks."""
         found = self._at.get((network, client))
-        return () if found is None else found[2]
+        return () if found is None else found.servers
 
 
 def _called(entry: Entry | None) -> dict[tuple[str, str], list[Endpoint]]:
@@ -91,18 +105,23 @@ def _called(entry: Entry | None) -> dict[tuple[str, str], list[Endpoint]]:
         owner, lease = entry
         for one in lease.endpoints:
             if one.named:
+                within = one.network_name.lower()
                 for name in {owner.name.lower(), owner.id[:12], *map(str.lower, one.aliases)}:
-                    found.setdefault((one.network, name), []).append(one)
+                    for full in (name, f"{name}.{within}"):
+                        found.setdefault((one.network, full), []).append(one)
     return found
 
 
-def _at(entry: Entry | None) -> dict[tuple[str, str], tuple[str, tuple[str, ...]]]:
-    """A container's name in full and its servers, by network and address."""
+def _at(entry: Entry | None) -> dict[tuple[str, str], _Client]:
+    """What a container is to the resolver, by network and address."""
     if entry is None:
         return {}
     owner, lease = entry
+    links = {alias.lower(): name.lower() for alias, name in lease.links}
     return {
-        (one.network, address): (f"{owner.name}.{one.network_name}", lease.dns)
+        (one.network, address): _Client(
+            owner.id, f"{owner.name}.{one.network_name}", lease.dns, links
+        )
         for one in lease.endpoints
         if one.named
         for address in _addresses(one)

@@ -173,13 +173,14 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A base chain: `kind` is filter or nat; it accepts what no rule decides."""
+    """A base chain: `kind` is filter or nat; it accepts what no rule decides. Without a `hook` it
+    is one that rules of others of its table go to."""
 
     name: str
-    kind: str
-    hook: Hook
-    priority: int
     rules: tuple[tuple[bytes, ...], ...]
+    kind: str = "filter"
+    hook: Hook | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +248,10 @@ def new_set(family: Family, table: str, one: Set, identifier: int) -> bytes:
 
 
 def new_chain(family: Family, table: str, chain: Chain) -> bytes:
-    hook = nested(4, u32(1, chain.hook), u32(2, chain.priority & 0xFFFFFFFF))
-    body = text(1, table) + text(3, chain.name) + hook + u32(5, 1) + text(7, chain.kind)
+    body = text(1, table) + text(3, chain.name)
+    if chain.hook is not None:
+        hook = nested(4, u32(1, chain.hook), u32(2, chain.priority & 0xFFFFFFFF))
+        body += hook + u32(5, 1) + text(7, chain.kind)
     return message(Kind.NEW_CHAIN, NLM_F_CREATE, family, body)
 
 

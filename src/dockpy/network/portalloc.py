@@ -167,7 +167,7 @@ class PortAllocator:
     def _reserve_port(self, made: Holding, one: Binding, port: int, ipv6: bool) -> Published:
         for address, other in self._taken.get((one.protocol, port), ()):
             if _collide(address, one.address):
-                raise PortInUse(port, one.protocol, one.address, self._told(other))
+                raise PortInUse(port, one.protocol, one.address, self._told(other, made))
         kept = len(made.sockets)
         for address in _addresses(one.address, ipv6):
             try:
@@ -191,8 +191,10 @@ class PortAllocator:
             return Conflict(f"{address} is not an address of this host; nothing can be published")
         return KernelError(f"hold port {port}/{one.protocol}", error.errno or errno.EIO, address)
 
-    def _told(self, owner: str) -> str:
+    def _told(self, owner: str, made: Holding) -> str:
         found = self._holdings.get(owner)
+        if found is made:
+            return "this container itself, for another of its ports"
         return f"container {found.name}" if found else ""
 
     def _note(self, owner: str, one: Published) -> None:

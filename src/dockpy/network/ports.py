@@ -166,7 +166,8 @@ def _parse_address(text: str, whole: str) -> str:
 def _parse_range(text: str, whole: str, *, lowest: int) -> tuple[int, int]:
     match = _RANGE.fullmatch(text)
     if match is None:
-        raise UsageError(f"{whole!r}: {text!r} is not a port such as 80 or a range such as 80-90")
+        subject = repr(text) if text == whole else f"{whole!r}: {text!r}"
+        raise UsageError(f"{subject} is not a port such as 80 or a range such as 80-90")
     first, last = int(match[1]), int(match[2] or match[1])
     if not (lowest <= first <= HIGHEST and last <= HIGHEST):
         raise UsageError(f"{whole!r}: ports go from 1 to {HIGHEST}")

@@ -6,6 +6,7 @@ packet meets the same few rules whether one port is published or a thousand.
 The inet table, by the order in which a packet meets it:
 
     guard      prerouting, raw      before connections are tracked; needs no state to be right
+    inside     from guard           the same for what comes from a bridge of the engine
     publish    prerouting, dstnat   published ports: traffic from elsewhere and from containers
     local      output, dstnat       published ports: this host's own traffic, localhost too
     forward    forward, filter      who may reach whom
@@ -14,7 +15,7 @@ The inet table, by the order in which a packet meets it:
 The bridges' table is in `cablerules`. Docker's and iptables' rules are in tables of their own; all
 tables judge every packet, and each may drop it.
 
-Why each part is as it is: docs/network-firewall.md and docs/decisions/0012.
+Why each part is as it is: docs/network.md and docs/decisions/0012-firewall.md.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from dockpy.network.expressions import (
     different,
     dnat,
     equal,
+    goto,
     mapped,
     masked,
     masquerade,
@@ -101,6 +103,8 @@ TOGETHER = "together"
 """Pairs of bridges whose containers may talk: a bridge and itself."""
 OTHERS = "others"
 """Bridges of other engines that only a chain's default keeps from being reached."""
+INSIDE = "inside"
+"""The chain for what comes from a bridge."""
 LOOPBACK = "loopback4"
 """The keys of `at4` with an address of 127.0.0.0/8."""
 
@@ -167,6 +171,11 @@ def to_bridge() -> tuple[bytes, ...]:
     return meta(Meta.OIFNAME), within(BRIDGES)
 
 
+def to_loopback() -> tuple[bytes, ...]:
+    """The destination is an address of 127.0.0.0/8."""
+    return (*V4.spoken(), payload(Base.NETWORK, V4.destination, 1), equal(b"\x7f"))
+
+
 def _at_key(protocol: Protocol) -> tuple[bytes, ...]:
     after = protocol.after()
     return (
@@ -179,42 +188,38 @@ def _at_key(protocol: Protocol) -> tuple[bytes, ...]:
 def guard() -> tuple[Rule, ...]:
     """What is refused without looking at connections: it holds for their packets too.
 
-    From a bridge: addresses of its own network as sources, never the host's loopback as the
-    destination. From elsewhere, the loopback interface apart: no container's address at either
+    From elsewhere than a bridge, the loopback interface apart: no container's address at either
     end (a neighbour who routes to it, or pretends to be it), and no loopback address that a
-    port is published on.
+    port is published on. Every packet the host gets comes here, so a bridge is looked for once.
     """
     from_elsewhere = tuple(
         (*one.spoken(), load, within(subnets(one)), verdict(DROP))
         for one in PROTOCOLS
         for load in (one.load_destination(), one.load_source())
     )
+    return (
+        (*from_bridge(), goto(INSIDE)),
+        (meta(Meta.IIFNAME), equal(interface("lo")), verdict(ACCEPT)),
+        *from_elsewhere,
+        (*to_loopback(), *_at_key(V4), within(LOOPBACK), verdict(DROP)),
+    )
+
+
+def inside() -> tuple[Rule, ...]:
+    """What a bridge may send: from addresses of its own network, or without an address, and never
+    to the host's loopback."""
     link_local = (
-        *from_bridge(),
         *V6.spoken(),
         payload(Base.NETWORK, V6.source, 2),
         masked(b"\xff\xc0"),
         equal(b"\xfe\x80"),
         verdict(ACCEPT),
     )
-    unspecified = (
-        *from_bridge(),
-        *V6.spoken(),
-        V6.load_source(),
-        equal(bytes(16)),
-        verdict(ACCEPT),
-    )
+    unspecified = (*V6.spoken(), V6.load_source(), equal(bytes(16)), verdict(ACCEPT))
     return (
-        (
-            *from_bridge(),
-            *V4.spoken(),
-            payload(Base.NETWORK, V4.destination, 1),
-            equal(b"\x7f"),
-            verdict(DROP),
-        ),
+        (*to_loopback(), verdict(DROP)),
         *(
             (
-                *from_bridge(),
                 *one.spoken(),
                 one.load_source(),
                 meta(Meta.IIFNAME, one.after()),
@@ -225,10 +230,7 @@ def guard() -> tuple[Rule, ...]:
         ),
         link_local,
         unspecified,
-        (*from_bridge(), counter(), verdict(DROP)),
-        (meta(Meta.IIFNAME), equal(interface("lo")), verdict(ACCEPT)),
-        *from_elsewhere,
-        (*V4.spoken(), *_at_key(V4), within(LOOPBACK), verdict(DROP)),
+        (counter(), verdict(DROP)),
     )
 
 
@@ -347,10 +349,11 @@ def inet_table(name: str, *, loopback6: bool) -> Table:
     """The engine's table for packets."""
     leads = published(loopback6)
     chains = (
-        Chain("guard", "filter", Hook.PREROUTING, RAW, guard()),
-        Chain("publish", "nat", Hook.PREROUTING, DSTNAT, leads),
-        Chain("local", "nat", Hook.OUTPUT, DSTNAT, leads),
-        Chain("forward", "filter", Hook.FORWARD, FILTER, forward()),
-        Chain("leave", "nat", Hook.POSTROUTING, SRCNAT, leave(loopback6)),
+        Chain("guard", guard(), "filter", Hook.PREROUTING, RAW),
+        Chain(INSIDE, inside()),
+        Chain("publish", leads, "nat", Hook.PREROUTING, DSTNAT),
+        Chain("local", leads, "nat", Hook.OUTPUT, DSTNAT),
+        Chain("forward", forward(), "filter", Hook.FORWARD, FILTER),
+        Chain("leave", leave(loopback6), "nat", Hook.POSTROUTING, SRCNAT),
     )
     return Table(Family.INET, name, inet_sets(), chains)

@@ -153,13 +153,14 @@ class Endpoint:
 class Lease:
     """All of the network that one run of a container has.
 
-    `dns` are name servers of its own. `shared` is the id of the container whose network it uses,
-    then the rest is that one's.
+    `dns` are name servers of its own, `links` (alias, name) of containers that it alone calls so.
+    `shared` is the id of the container whose network it uses, then the rest is that one's.
     """
 
     endpoints: tuple[Endpoint, ...] = ()
     published: tuple[Published, ...] = ()
     dns: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
     shared: str = ""
 
     @property
@@ -178,6 +179,7 @@ class Lease:
             "endpoints": [asdict(one) for one in self.endpoints],
             "published": [asdict(one) for one in self.published],
             "dns": list(self.dns),
+            "links": [list(one) for one in self.links],
             "shared": self.shared,
         }
 
@@ -191,6 +193,7 @@ class Lease:
             ),
             published=tuple(Published(**one) for one in values["published"]),
             dns=tuple(values["dns"]),
+            links=tuple((alias, name) for alias, name in values.get("links", ())),
             shared=str(values["shared"]),
         )
 
