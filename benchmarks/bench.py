@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import peers
@@ -57,6 +59,29 @@ def one_start(
     if code != 0:
         raise RuntimeError(f"{cmd[0]} ended with {code}")
     return took
+
+
+def in_threads(work: Callable[[int], object], count: int, threads: int) -> None:
+    """The work for every number below `count`, by so many threads at once.
+
+    The first failure is raised when all threads have ended.
+    """
+    left, failures = iter(range(count)), list[BaseException]()
+
+    def some() -> None:
+        try:
+            for number in left:
+                work(number)
+        except BaseException as failure:
+            failures.append(failure)
+
+    working = [threading.Thread(target=some) for _ in range(threads)]
+    for one in working:
+        one.start()
+    for one in working:
+        one.join()
+    if failures:
+        raise failures[0]
 
 
 def base_archive(directory: Path, given: str | None) -> Path:

@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks import peers
-from benchmarks.bench import one_start, stop_daemon
+from benchmarks.bench import in_threads, one_start, stop_daemon
 from benchmarks.remains import Engine
 from dockpy import Runtime
 
@@ -39,25 +38,13 @@ class Churned(Protocol):
 
 
 def by_threads(count: int, threads: int, start: Callable[[], float]) -> array[float]:
-    """`count` starts by so many threads at once. The first error of one of them, when all ended."""
+    """`count` starts by so many threads at once; milliseconds of each."""
     took = array("d", [0.0]) * count
-    left = iter(range(count))
-    errors: list[Exception] = []
 
-    def work() -> None:
-        try:
-            for number in left:
-                took[number] = start()
-        except Exception as error:
-            errors.append(error)
+    def work(number: int) -> None:
+        took[number] = start()
 
-    working = [threading.Thread(target=work) for _ in range(threads)]
-    for one in working:
-        one.start()
-    for one in working:
-        one.join()
-    if errors:
-        raise errors[0]
+    in_threads(work, count, threads)
     return took
 
 

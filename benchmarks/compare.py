@@ -15,16 +15,16 @@ import json
 import os
 import platform
 import subprocess
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks import commands, density, execs, peers, runtimes
-from benchmarks.bench import FLOORS, Bench, base_archive, one_start, stop_daemon
+from benchmarks.bench import FLOORS, Bench, base_archive, in_threads, one_start, stop_daemon
 from benchmarks.density import memory_of
 from benchmarks.samples import Samples
-from dockpy import Config, Streams
+from dockpy import Config, Runtime, Streams
 
 __all__ = ["base_archive", "memory_of", "one_start", "stop_daemon"]
 
@@ -60,6 +60,10 @@ def start(bench: Bench) -> None:
                 bench.failures.append(f"start, {network}, gap {gap} ms is {ratio:.2f} x floor")
 
 
+def _start(runtime: Runtime, network: str, _: int) -> None:
+    one_start(runtime, network)
+
+
 def burst(bench: Bench) -> None:
     """Starts a second through the API from 8 threads, and the floor's from as many processes."""
     each = 25 if bench.short else 100
@@ -70,16 +74,7 @@ def burst(bench: Bench) -> None:
         bench.floor.together(bench.tree, 8, each, "mounts", floors, "cgroup")
         floor.values.append(8 * each / (time.perf_counter() - began))
         began = time.perf_counter()
-
-        def work(network: str = network) -> None:
-            for _ in range(each):
-                one_start(bench.runtime, network)
-
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(partial(_start, bench.runtime, network), 8 * each, 8)
         rate = 8 * each / (time.perf_counter() - began)
         rows += [floor, Samples(f"dockpy API, 8 threads, {network}", [rate], "/s")]
     bench.show("starts a second", rows, rows[0])

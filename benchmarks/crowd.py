@@ -21,14 +21,13 @@ import random
 import re
 import shutil
 import socket
-import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.bench import base_archive, one_start
+from benchmarks.bench import base_archive, in_threads, one_start
 from benchmarks.churn import QUANTILES, wait_until_still
 from benchmarks.remains import LIMITS, Engine, count, standing
 from dockpy import Config, Container, Runtime
@@ -48,26 +47,6 @@ CLEANING = 600.0
 """Seconds in which all must be cleaned up after thousands."""
 MEMORY = "memory of the engine, B"
 """Shown, not judged: the allocator keeps what thousands needed for the next thousands."""
-
-
-def in_threads(work: Callable[[int], None], numbers: Iterable[int], threads: int) -> None:
-    """The work for every number; the first failure is raised when all threads have ended."""
-    left, failures = iter(list(numbers)), list[BaseException]()
-
-    def some() -> None:
-        try:
-            for number in left:
-                work(number)
-        except BaseException as failure:
-            failures.append(failure)
-
-    running = [threading.Thread(target=some) for _ in range(threads)]
-    for one in running:
-        one.start()
-    for one in running:
-        one.join()
-    if failures:
-        raise failures[0]
 
 
 def answer(address: str, port: int) -> str:
@@ -190,7 +169,7 @@ def main() -> int:
             undo.callback(remove_all, runtime)
             with open(archive, "rb") as source:
                 runtime.import_image(source, "base")
-            in_threads(lambda _: _discard(one_start(runtime)), range(WARM), given.threads)
+            in_threads(lambda _: one_start(runtime), WARM, given.threads)
             cleaned(runtime)
             before = left(runtime)
             ports = [f"{FIRST_PORT + number}:80" for number in range(given.published)]
@@ -212,7 +191,7 @@ def main() -> int:
                 took[number] = (time.perf_counter() - began) * 1e3
 
             began = time.perf_counter()
-            in_threads(start, range(given.count), given.threads)
+            in_threads(start, given.count, given.threads)
             rate = given.count / (time.perf_counter() - began)
             wrong = faults(runtime, crowd, given.memory, given.published)
             for _ in range(AMONG):
@@ -227,7 +206,7 @@ def main() -> int:
             began = time.perf_counter()
             in_threads(
                 lambda number: runtime.destroy(crowd[number], force=True),
-                range(given.count),
+                given.count,
                 given.threads,
             )
             cleaned(runtime)
@@ -258,10 +237,6 @@ def main() -> int:
         measured = {"count": given.count, "rate": rate, "among": list(among), "wrong": wrong}
         given.json.write_text(json.dumps(measured | {"before": before, "after": after}))
     return 1 if wrong else 0
-
-
-def _discard(_: object) -> None:
-    return None
 
 
 if __name__ == "__main__":
