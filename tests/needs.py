@@ -437,6 +437,7 @@ def _found(find: Callable[[], object]) -> Callable[[], None]:
 
 def _ctnetlink() -> None:
     """Tracked connections can be listed (nf_conntrack_netlink)."""
+    from dockpy.errors import KernelError
     from dockpy.network.conntrack import GET, SUBSYSTEM
     from dockpy.network.nfnetlink import Netfilter
     from dockpy.network.nft import Family
@@ -444,6 +445,10 @@ def _ctnetlink() -> None:
     asked = Netfilter()
     try:
         asked.dump(GET, Family.IPV4, b"", "list tracked connections", SUBSYSTEM)
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Refused(f"{error}: the kernel has no nf_conntrack_netlink") from error
     finally:
         asked.close()
 

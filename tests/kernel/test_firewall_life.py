@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -15,6 +16,7 @@ from dockpy.network.firewall import Firewall, NoFirewall
 from dockpy.network.nfnetlink import Netfilter
 from dockpy.network.nft import NLM_F_CREATE, Family, Kind, delete_table, message, text, u32
 from dockpy.network.ports import Published
+from dockpy.network.tables import UNGUARDED
 from netns import Namespace, World
 from patience import patient
 
@@ -100,6 +102,28 @@ def test_a_port_that_cannot_be_published_is_an_error_and_leads_nowhere_later(
     assert soon(firewall.check)
     assert firewall.withdraw("box") == ()
     assert not world.lan.reaches("10.9.0.1", 8080)
+
+
+def test_a_kernel_without_tables_for_bridges_is_told_as_a_warning(
+    world: World, firewall: Firewall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Netfilter.commit
+
+    def commit(self: Netfilter, messages: Sequence[bytes], step: str) -> None:
+        if any(one[16] == Family.BRIDGE for one in messages):  # nfgenmsg behind nlmsghdr
+            raise KernelError(step, errno.ENOENT)
+        real(self, messages, step)
+
+    monkeypatch.setattr(Netfilter, "commit", commit)
+    start(world, firewall)
+    with world.host.inside():
+        assert [one for one in firewall.obstacles() if "for bridges" in one] == [UNGUARDED]
+
+
+def test_a_guarded_kernel_is_not_warned_of(world: World, firewall: Firewall) -> None:
+    start(world, firewall)
+    with world.host.inside():
+        assert UNGUARDED not in firewall.obstacles()
 
 
 def test_what_is_used_before_it_is_open_is_an_error(firewall: Firewall) -> None:

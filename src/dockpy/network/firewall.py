@@ -37,7 +37,7 @@ from dockpy.network.loopback import accept_loopback6
 from dockpy.network.nfnetlink import Monitor, Netfilter, News
 from dockpy.network.nft import Family
 from dockpy.network.ports import Published
-from dockpy.network.tables import Tables
+from dockpy.network.tables import UNGUARDED, Tables
 
 log = logging.getLogger(__name__)
 SWEEP_DELAY = 1.0
@@ -122,14 +122,16 @@ class Firewall:
             self._thread.start()
 
     def obstacles(self) -> list[str]:
-        """What firewalls of others keep from containers, a line each with what to do about it.
+        """What firewalls of others keep from containers, and what ours cannot do: a line each, with
+        what to do about it.
 
         Asks the kernel anew, and iptables-legacy where it has tables, which may block for seconds.
         """
         with self._lock:
             if self._room is None or not (ours := self._bridges()):
                 return []
-            found = self._room.obstacles(ours)
+            found = [] if Family.BRIDGE in self._open_tables().families else [UNGUARDED]
+            found += self._room.obstacles(ours)
         return [*found, *obstacles.legacy(ours)]
 
     def close(self, *, remove: bool = False) -> None:

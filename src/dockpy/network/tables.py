@@ -22,6 +22,10 @@ from dockpy.network.nft import Element, Family, Kind
 log = logging.getLogger(__name__)
 Place = tuple[Family, str, bytes, int]
 MISSING = (errno.ENOENT, errno.EAFNOSUPPORT)
+UNGUARDED = (
+    "this kernel has no nftables for bridges: containers with NET_RAW can send as others of their "
+    "network; load nft_meta_bridge and restart the daemon"
+)
 
 
 class Tables:
@@ -93,7 +97,7 @@ class Tables:
             except KernelError:
                 self._tables = refused
                 raise error from None
-            log.warning("this kernel has no nftables for bridges: containers' cables are unguarded")
+            log.warning("%s", UNGUARDED)
         self._made = {table.family: self._shape(table) for table in self._tables}
 
     def remove_all(self) -> None:
