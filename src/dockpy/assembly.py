@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,8 +44,11 @@ OWN_DEVICES = frozenset(f"/dev/{name}" for name, _, _ in DEVICES) | {"/dev/conso
 OWN_DIRECTORIES = ("/dev/pts/", "/dev/shm/", "/dev/mqueue/")
 """What every container has of its own in /dev."""
 LOG = "container.log"
-ATTEMPTS = 3
+ATTEMPTS = 8
 """How often a start is tried when supervisors die under it."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
+"""Seconds between two tries: when all supervisors were killed at once, a try costs no time and may
+meet one after the other that nobody knows to be dead yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +147,13 @@ class Assembler:
         it is ours, and the start is tried again.
         """
         logged = log_size(site)
-        for _ in range(ATTEMPTS - 1):
+        for attempt in range(ATTEMPTS - 1):
             try:
                 return self._start(site, attach, trace)
             except SupervisorLost:
                 undo(site, logged)
                 site = again(site)
+                time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt))
         return self._start(site, attach, trace)
 
     def check(self, config: Config) -> None:
