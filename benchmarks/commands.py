@@ -6,13 +6,12 @@ import contextlib
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.bench import FLOORS, Bench, stop_daemon
+from benchmarks.bench import FLOORS, Bench, in_threads, stop_daemon
 from benchmarks.samples import Samples
 
 LOW = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
@@ -141,25 +140,10 @@ def clients(bench: Bench) -> None:
 
 
 def crowd(command: list[str], size: int, each: int) -> tuple[list[float], float]:
-    """`size` clients that run the command `each` times: milliseconds of every run, and runs a
-    second of all together. RuntimeError when one of them failed."""
+    """`size` clients that run the command, `each` times on average: milliseconds of every run, and
+    runs a second of all together. RuntimeError when one of them failed."""
     waits: list[float] = []
-    errors: list[RuntimeError] = []
-
-    def work() -> None:
-        try:
-            for _ in range(each):
-                waits.append(peers.wall(command))  # append is atomic
-        except RuntimeError as error:
-            errors.append(error)
-
     peers.wall(command)  # what it does the first time only
     began = time.perf_counter()
-    threads = [threading.Thread(target=work) for _ in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    in_threads(lambda _: waits.append(peers.wall(command)), size * each, size)  # append is atomic
     return waits, len(waits) / (time.perf_counter() - began)

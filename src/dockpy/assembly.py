@@ -220,7 +220,7 @@ class Assembler:
         pile.add(tree)
         if not self._clones or not site.gripless:
             return tree, None, tree
-        spare = spare_of(site.lowers, str(site.directory), tree, volatile=config.auto_remove)
+        spare = spare_of(site.lowers, site.directory, tree, volatile=config.auto_remove)
         if spare is None:
             return tree, None, tree
         try:

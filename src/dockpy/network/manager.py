@@ -231,7 +231,11 @@ class NetworkManager:
         namespace = self._namespaces.take()
         if namespace is None:
             return None
-        theirs = self._lending.lend(container, namespace) if returnable else None
+        try:
+            theirs = self._lending.lend(container, namespace) if returnable else None
+        except BaseException:
+            drop_network(namespace)
+            raise
         return Connection(theirs or namespace, Lease())
 
     def connect(self, owner: Owner, wanted: Wanted, *, returnable: bool = False) -> Connection:
