@@ -37,7 +37,8 @@ CARDS = "cards"
 
 
 def members(protocol: Protocol) -> str:
-    """Host end of a cable . address that may come from it."""
+    """Host end of a cable . address that may come from it; for IPv4 the hardware address stands
+    between them, so that one look-up answers for nearly every frame."""
     return f"members{protocol.suffix}"
 
 
@@ -45,13 +46,14 @@ def bridge_sets() -> tuple[Set, ...]:
     return (
         Set(PORTS, (Type.INTERFACE,)),
         Set(CARDS, (Type.INTERFACE, Type.HARDWARE)),
-        *(Set(members(one), (Type.INTERFACE, one.kind)) for one in PROTOCOLS),
+        Set(members(V4), (Type.INTERFACE, Type.HARDWARE, V4.kind)),
+        Set(members(V6), (Type.INTERFACE, V6.kind)),
     )
 
 
 def cable_guard() -> tuple[Rule, ...]:
     """What a container may put on its cable: frames from its own hardware address, IPv4 and ARP
-    with its own address, IPv6 with its own or a link-local one; neighbour discovery while it has
+    with its own addresses, IPv6 with its own or a link-local one; neighbour discovery while it has
     none, and for itself alone; never the part of a router.
 
     ICMPv6 is found behind extension headers too. In fragments it is not: the kernel itself takes
@@ -61,16 +63,15 @@ def cable_guard() -> tuple[Rule, ...]:
     def spoken(ether_type: int) -> tuple[bytes, ...]:
         return meta(Meta.PROTOCOL), equal(ether_type.to_bytes(2, "big"))
 
-    def own(ether_type: int, offset: int, protocol: Protocol) -> Rule:
-        """An address at that offset belongs to the cable; the name comes first in the key."""
-        return (
-            *spoken(ether_type),
-            meta(Meta.IIFNAME),
-            payload(Base.NETWORK, offset, protocol.length, QUARTER + 4),
-            within(members(protocol)),
-            verdict(ACCEPT),
-        )
+    name = meta(Meta.IIFNAME)
 
+    def own4(ether_type: int, hardware: bytes, address: int) -> Rule:
+        """The hardware address and the one at that offset belong to the cable."""
+        there = payload(Base.NETWORK, address, V4.length, QUARTER + 6)
+        return (*spoken(ether_type), name, hardware, there, within(members(V4)), verdict(ACCEPT))
+
+    sender = payload(Base.LINK, 6, 6, QUARTER + 4)
+    arp_sender = payload(Base.NETWORK, 8, 6, QUARTER + 4)
     icmp = (*spoken(V6.ether_type), meta(Meta.L4PROTO), equal(bytes([ICMPV6])))
 
     def message(kind: int) -> tuple[bytes, ...]:
@@ -81,7 +82,7 @@ def cable_guard() -> tuple[Rule, ...]:
         payload(Base.TRANSPORT, 8, 2),
         masked(b"\xff\xc0"),
         different(b"\xfe\x80"),
-        meta(Meta.IIFNAME),
+        name,
         payload(Base.TRANSPORT, 8, 16, QUARTER + 4),
         outside(members(V6)),
     )
@@ -91,20 +92,21 @@ def cable_guard() -> tuple[Rule, ...]:
         equal(b"\xfe\x80"),
     )
     return (
-        (meta(Meta.IIFNAME), outside(PORTS), verdict(ACCEPT)),
-        (
-            meta(Meta.IIFNAME),
-            payload(Base.LINK, 6, 6, QUARTER + 4),
-            outside(CARDS),
-            counter(),
-            verdict(DROP),
-        ),
-        own(V4.ether_type, V4.source, V4),
-        own(ARP, 14, V4),
+        # Nearly every frame: a port of ours is not looked for first.
+        own4(V4.ether_type, sender, V4.source),
+        (name, outside(PORTS), verdict(ACCEPT)),
+        (name, sender, outside(CARDS), counter(), verdict(DROP)),
+        own4(ARP, arp_sender, 14),
         (*message(ROUTER_ADVERTISEMENT), counter(), verdict(DROP)),
         (*message(REDIRECT), counter(), verdict(DROP)),
         (*message(NEIGHBOUR_ADVERTISEMENT), *claimed, counter(), verdict(DROP)),
-        own(V6.ether_type, V6.source, V6),
+        (
+            *spoken(V6.ether_type),
+            name,
+            payload(Base.NETWORK, V6.source, V6.length, QUARTER + 4),
+            within(members(V6)),
+            verdict(ACCEPT),
+        ),
         (*spoken(V6.ether_type), *from_link_local, verdict(ACCEPT)),
         # Looking for an address that is free, and telling which groups are listened to.
         (*icmp, V6.load_source(), equal(bytes(16)), verdict(ACCEPT)),

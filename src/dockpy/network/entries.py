@@ -84,6 +84,8 @@ def of_bridge(bridge: Bridge) -> list[Entry]:
         first = concatenated(network.network_address.packed, name)
         last = concatenated(network.broadcast_address.packed, name)
         found.append(Entry(Family.INET, rules.homes(protocol), Element(first, last=last)))
+        if network.prefixlen == protocol.block:  # most are; the range stands for the others
+            found.append(Entry(Family.INET, rules.near(protocol), Element(first)))
         found += of_range(rules.subnets(protocol), network)
         if bridge.masquerade and not bridge.internal:
             found += of_range(rules.leaving(protocol), network)
@@ -115,16 +117,14 @@ def of_range(name: str, network: _Network) -> list[Entry]:
 def of_cable(cable: Cable) -> list[Entry]:
     """The host end of a container's cable, and what may come from it."""
     name = interface(cable.interface)
-    found = [
-        Entry(
-            Family.BRIDGE,
-            cablerules.members(spoken(address)),
-            Element(concatenated(name, packed(address))),
-        )
-        for address in cable.addresses
-    ]
     card = concatenated(name, bytes.fromhex(cable.hardware.replace(":", "")))
-    found.append(Entry(Family.BRIDGE, cablerules.CARDS, Element(card)))
+    found = [Entry(Family.BRIDGE, cablerules.CARDS, Element(card))]
+    if cable.address:
+        own = concatenated(card, packed(cable.address))
+        found.append(Entry(Family.BRIDGE, cablerules.members(rules.V4), Element(own)))
+    if cable.address6:
+        own = concatenated(name, packed(cable.address6))
+        found.append(Entry(Family.BRIDGE, cablerules.members(rules.V6), Element(own)))
     return [*found, Entry(Family.BRIDGE, cablerules.PORTS, Element(name))]
 
 

@@ -7,12 +7,13 @@ The inet table, by the order in which a packet meets it:
 
     guard      prerouting, raw      before connections are tracked; needs no state to be right
     inside     from guard           the same for what comes from a bridge of the engine
+    claimed    from guard           the few packets with an address that is the engine's alone
     publish    prerouting, dstnat   published ports: traffic from elsewhere and from containers
     local      output, dstnat       published ports: this host's own traffic, localhost too
     forward    forward, filter      who may reach whom
     leave      postrouting, srcnat  masquerade where an answer could not find back
 
-The bridges' table is in `cablerules`. Docker's and iptables' rules are in tables of their own; all
+A name that ends in 6 is the part for IPv6 of a chain. The bridges' table is in `cablerules`. Docker's and iptables' rules are in tables of their own; all
 tables judge every packet, and each may drop it.
 
 Why each part is as it is: docs/network.md and docs/decisions/0012-firewall.md.
@@ -60,7 +61,7 @@ IPV4, IPV6 = Family.IPV4, Family.IPV6
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Where one version of IP keeps its addresses."""
+    """Where one version of IP keeps its addresses; `block`: the prefix length networks usually have."""
 
     family: Family
     ether_type: int
@@ -69,6 +70,13 @@ class Protocol:
     length: int
     kind: Type
     suffix: str
+    block: int
+
+    @property
+    def block_mask(self) -> bytes:
+        """The network's part of an address, where networks have their usual size."""
+        ones = (1 << self.block) - 1
+        return (ones << (8 * self.length - self.block)).to_bytes(self.length, "big")
 
     @property
     def quarters(self) -> int:
@@ -89,8 +97,8 @@ class Protocol:
         return QUARTER + self.quarters
 
 
-V4 = Protocol(Family.IPV4, 0x0800, 12, 16, 4, Type.ADDRESS4, "4")
-V6 = Protocol(Family.IPV6, 0x86DD, 8, 24, 16, Type.ADDRESS6, "6")
+V4 = Protocol(Family.IPV4, 0x0800, 12, 16, 4, Type.ADDRESS4, "4", 24)
+V6 = Protocol(Family.IPV6, 0x86DD, 8, 24, 16, Type.ADDRESS6, "6", 64)
 PROTOCOLS = (V4, V6)
 
 # -- the sets' names ---------------------------------------------------------------------------
@@ -103,8 +111,10 @@ TOGETHER = "together"
 """Pairs of bridges whose containers may talk: a bridge and itself."""
 OTHERS = "others"
 """Bridges of other engines that only a chain's default keeps from being reached."""
-INSIDE = "inside"
-"""The chain for what comes from a bridge."""
+GUARD, INSIDE, PUBLISH, LEAVE = "guard", "inside", "publish", "leave"
+"""Chains with a part for IPv6 of its own, whose name ends in 6."""
+CLAIMED = "claimed"
+"""The chain for packets with an address that is the engine's alone."""
 LOOPBACK = "loopback4"
 """The keys of `at4` with an address of 127.0.0.0/8."""
 
@@ -139,6 +149,11 @@ def homes(protocol: Protocol) -> str:
     return f"homes{protocol.suffix}"
 
 
+def near(protocol: Protocol) -> str:
+    """Block . bridge: the same for networks of just that size, found by hash."""
+    return f"near{protocol.suffix}"
+
+
 def inet_sets() -> tuple[Set, ...]:
     made = [
         Set(BRIDGES, (Type.INTERFACE,)),
@@ -154,6 +169,7 @@ def inet_sets() -> tuple[Set, ...]:
             Set(subnets(one), (one.kind,), interval=True),
             Set(leaving(one), (one.kind,), interval=True),
             Set(homes(one), (one.kind, Type.INTERFACE), interval=True),
+            Set(near(one), (one.kind, Type.INTERFACE)),
             Set(any_map(one), (Type.PROTOCOL, Type.SERVICE), value),
             Set(at_map(one), (one.kind, Type.PROTOCOL, Type.SERVICE), value),
         ]
@@ -171,9 +187,18 @@ def to_bridge() -> tuple[bytes, ...]:
     return meta(Meta.OIFNAME), within(BRIDGES)
 
 
+def part6(chain: str) -> str:
+    """The chain's part for IPv6."""
+    return f"{chain}6"
+
+
+def to_part6(chain: str) -> Rule:
+    return (*V6.spoken(), goto(part6(chain)))
+
+
 def to_loopback() -> tuple[bytes, ...]:
-    """The destination is an address of 127.0.0.0/8."""
-    return (*V4.spoken(), payload(Base.NETWORK, V4.destination, 1), equal(b"\x7f"))
+    """The destination of an IPv4 packet is an address of 127.0.0.0/8."""
+    return payload(Base.NETWORK, V4.destination, 1), equal(b"\x7f")
 
 
 def _at_key(protocol: Protocol) -> tuple[bytes, ...]:
@@ -192,74 +217,95 @@ def guard() -> tuple[Rule, ...]:
     end (a neighbour who routes to it, or pretends to be it), and no loopback address that a
     port is published on. Every packet the host gets comes here, so a bridge is looked for once.
     """
-    from_elsewhere = tuple(
-        (*one.spoken(), load, within(subnets(one)), verdict(DROP))
-        for one in PROTOCOLS
-        for load in (one.load_destination(), one.load_source())
-    )
     return (
         (*from_bridge(), goto(INSIDE)),
+        to_part6(GUARD),
+        *_strangers(V4),
+        (*to_loopback(), *_at_key(V4), within(LOOPBACK), goto(CLAIMED)),
+    )
+
+
+def guard6() -> tuple[Rule, ...]:
+    """The same for IPv6, where the kernel itself lets no loopback address in."""
+    return _strangers(V6)
+
+
+def _strangers(protocol: Protocol) -> tuple[Rule, ...]:
+    """A container's address at either end."""
+    return tuple(
+        (load, within(subnets(protocol)), goto(CLAIMED))
+        for load in (protocol.load_destination(), protocol.load_source())
+    )
+
+
+def claimed() -> tuple[Rule, ...]:
+    """Who uses such an address: the host itself, or somebody who may not."""
+    return (
         (meta(Meta.IIFNAME), equal(interface("lo")), verdict(ACCEPT)),
-        *from_elsewhere,
-        (*to_loopback(), *_at_key(V4), within(LOOPBACK), verdict(DROP)),
+        (verdict(DROP),),
     )
 
 
 def inside() -> tuple[Rule, ...]:
     """What a bridge may send: from addresses of its own network, or without an address, and never
     to the host's loopback."""
+    return (
+        to_part6(INSIDE),
+        (*to_loopback(), verdict(DROP)),
+        *_at_home(V4),
+        (counter(), verdict(DROP)),
+    )
+
+
+def inside6() -> tuple[Rule, ...]:
+    """The same for IPv6, where a link-local address is right too."""
     link_local = (
-        *V6.spoken(),
         payload(Base.NETWORK, V6.source, 2),
         masked(b"\xff\xc0"),
         equal(b"\xfe\x80"),
         verdict(ACCEPT),
     )
-    unspecified = (*V6.spoken(), V6.load_source(), equal(bytes(16)), verdict(ACCEPT))
+    unspecified = (V6.load_source(), equal(bytes(16)), verdict(ACCEPT))
+    return (*_at_home(V6), link_local, unspecified, (counter(), verdict(DROP)))
+
+
+def _at_home(protocol: Protocol) -> tuple[Rule, ...]:
+    """The source belongs to the bridge's network."""
+    bridge = meta(Meta.IIFNAME, protocol.after())
+    source = protocol.load_source()
     return (
-        (*to_loopback(), verdict(DROP)),
-        *(
-            (
-                *one.spoken(),
-                one.load_source(),
-                meta(Meta.IIFNAME, one.after()),
-                within(homes(one)),
-                verdict(ACCEPT),
-            )
-            for one in PROTOCOLS
-        ),
-        link_local,
-        unspecified,
-        (counter(), verdict(DROP)),
+        (source, masked(protocol.block_mask), bridge, within(near(protocol)), verdict(ACCEPT)),
+        (source, bridge, within(homes(protocol)), verdict(ACCEPT)),
     )
 
 
-def published(loopback6: bool) -> tuple[Rule, ...]:
-    """Where a published port leads. One look-up for each map, whatever is in it.
+def published() -> tuple[Rule, ...]:
+    """Where a published port leads. One look-up for each map, whatever is in it."""
+    return (to_part6(PUBLISH), *_leads(V4))
 
-    Without `loopback6` nothing is done for ::1: its answers would be lost, and a client that is
-    refused there at once goes on to 127.0.0.1 by itself.
-    """
-    made: list[Rule] = []
-    for one in PROTOCOLS:
-        lead = dnat(one.family, REGISTER, one.after())
-        made.append((*one.spoken(), *_at_key(one), mapped(at_map(one)), lead))
-        not_loopback: Rule = ()
-        if one is V6 and not loopback6:
-            not_loopback = (one.load_destination(), different(bytes(15) + b"\1"))
-        made.append(
-            (
-                *one.spoken(),
-                *not_loopback,
-                meta(Meta.L4PROTO),
-                payload(Base.TRANSPORT, 2, 2, QUARTER + 1),
-                mapped(any_map(one)),
-                # Asked last: most packets are not in the map, and this searches routing tables.
-                *to_this_host(one.after() + 1),
-                lead,
-            )
-        )
-    return tuple(made)
+
+def published6(loopback6: bool) -> tuple[Rule, ...]:
+    """The same for IPv6. Without `loopback6` nothing is done for ::1: its answers would be lost, and
+    a client that is refused there at once goes on to 127.0.0.1 by itself."""
+    not_loopback = () if loopback6 else (V6.load_destination(), different(bytes(15) + b"\1"))
+    return _leads(V6, not_loopback)
+
+
+def _leads(protocol: Protocol, to_any: Rule = ()) -> tuple[Rule, ...]:
+    """`to_any`: what must be so before a port published on every address counts."""
+    lead = dnat(protocol.family, REGISTER, protocol.after())
+    return (
+        (*_at_key(protocol), mapped(at_map(protocol)), lead),
+        (
+            *to_any,
+            meta(Meta.L4PROTO),
+            payload(Base.TRANSPORT, 2, 2, QUARTER + 1),
+            mapped(any_map(protocol)),
+            # Asked last: most packets are not in the map, and this searches routing tables.
+            *to_this_host(protocol.after() + 1),
+            lead,
+        ),
+    )
 
 
 def forward() -> tuple[Rule, ...]:
@@ -267,9 +313,9 @@ def forward() -> tuple[Rule, ...]:
     one network each other. What does not concern a bridge of the engine is left alone."""
     return (
         (*connection(Ct.STATE, ESTABLISHED | RELATED), verdict(ACCEPT)),
+        (*to_bridge(), *connection(Ct.STATUS, DNAT_STATUS), verdict(ACCEPT)),
         # Would leave without the masquerade its connection has.
         (*from_bridge(), *connection(Ct.STATE, INVALID), counter(), verdict(DROP)),
-        (*to_bridge(), *connection(Ct.STATUS, DNAT_STATUS), verdict(ACCEPT)),
         (
             meta(Meta.IIFNAME),
             meta(Meta.OIFNAME, QUARTER + 4),
@@ -301,45 +347,36 @@ def forward() -> tuple[Rule, ...]:
     )
 
 
-def leave(loopback6: bool) -> tuple[Rule, ...]:
+def leave() -> tuple[Rule, ...]:
     """Masquerade where an answer could not find back, and nowhere else.
 
     A client of a published port keeps its address unless it is a loopback one, or a container of
     the same network (whose answer would go straight to it, past this host).
     """
-    led = connection(Ct.STATUS, DNAT_STATUS)
-    made: list[Rule] = [
-        (
-            *led,
-            *to_bridge(),
-            *V4.spoken(),
-            payload(Base.NETWORK, V4.source, 1),
-            equal(b"\x7f"),
-            masquerade(),
-        )
-    ]
-    if loopback6:
-        loopback = (V6.load_source(), equal(bytes(15) + b"\1"))
-        made.append((*led, *to_bridge(), *V6.spoken(), *loopback, masquerade()))
-    for one in PROTOCOLS:
-        same_network = (
-            one.load_source(),
-            meta(Meta.OIFNAME, one.after()),
-            within(homes(one)),
-        )
-        made.append((*led, *one.spoken(), *same_network, masquerade()))
-    for one in PROTOCOLS:
-        made.append(
-            (
-                *one.spoken(),
-                one.load_source(),
-                within(leaving(one)),
-                meta(Meta.OIFNAME),
-                outside(BRIDGES),
-                masquerade(),
-            )
-        )
-    return tuple(made)
+    loopback = (payload(Base.NETWORK, V4.source, 1), equal(b"\x7f"))
+    return (to_part6(LEAVE), (*loopback, *_led_to_bridge()), *_answered(V4))
+
+
+def leave6(loopback6: bool) -> tuple[Rule, ...]:
+    """The same for IPv6."""
+    loopback = (V6.load_source(), equal(bytes(15) + b"\1"))
+    return (*([(*loopback, *_led_to_bridge())] if loopback6 else []), *_answered(V6))
+
+
+def _led_to_bridge() -> Rule:
+    return (*connection(Ct.STATUS, DNAT_STATUS), *to_bridge(), masquerade())
+
+
+def _answered(protocol: Protocol) -> tuple[Rule, ...]:
+    """What containers send; a client from elsewhere is done with at once."""
+    source = protocol.load_source()
+    same_network = (source, meta(Meta.OIFNAME, protocol.after()), within(homes(protocol)))
+    to_outside = (meta(Meta.OIFNAME), outside(BRIDGES))
+    return (
+        (source, outside(subnets(protocol)), verdict(ACCEPT)),
+        (*connection(Ct.STATUS, DNAT_STATUS), *same_network, masquerade()),
+        (source, within(leaving(protocol)), *to_outside, masquerade()),
+    )
 
 
 # -- the tables --------------------------------------------------------------------------------
@@ -347,13 +384,17 @@ def leave(loopback6: bool) -> tuple[Rule, ...]:
 
 def inet_table(name: str, *, loopback6: bool) -> Table:
     """The engine's table for packets."""
-    leads = published(loopback6)
     chains = (
-        Chain("guard", guard(), "filter", Hook.PREROUTING, RAW),
+        Chain(GUARD, guard(), "filter", Hook.PREROUTING, RAW),
+        Chain(part6(GUARD), guard6()),
+        Chain(CLAIMED, claimed()),
         Chain(INSIDE, inside()),
-        Chain("publish", leads, "nat", Hook.PREROUTING, DSTNAT),
-        Chain("local", leads, "nat", Hook.OUTPUT, DSTNAT),
+        Chain(part6(INSIDE), inside6()),
+        Chain(PUBLISH, published(), "nat", Hook.PREROUTING, DSTNAT),
+        Chain("local", published(), "nat", Hook.OUTPUT, DSTNAT),
+        Chain(part6(PUBLISH), published6(loopback6)),
         Chain("forward", forward(), "filter", Hook.FORWARD, FILTER),
-        Chain("leave", leave(loopback6), "nat", Hook.POSTROUTING, SRCNAT),
+        Chain(LEAVE, leave(), "nat", Hook.POSTROUTING, SRCNAT),
+        Chain(part6(LEAVE), leave6(loopback6)),
     )
     return Table(Family.INET, name, inet_sets(), chains)
