@@ -48,3 +48,10 @@ def warm(runtime: Runtime) -> None:
         os.listdir(runtime.root / "containers") or not runtime.networks.ready
     ):
         time.sleep(0.01)
+
+
+def settled(runtime: Runtime) -> None:
+    """The ends of all containers are dealt with."""
+    deadline = time.monotonic() + patient(10)
+    while runtime.info().backlog and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -31,10 +31,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Namespace:
     """One network namespace with its loopback interface up."""
 
-    def __init__(self, *, own: bool = True) -> None:
-        """`own` off: the one the caller is in, as it is."""
+    def __init__(self, *, own: bool = True, process: str = "thread-self") -> None:
+        """`own` off: the one a process is in, as it is; the caller's unless told."""
         self.descriptor = (
-            _made_in_thread() if own else os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+            _made_in_thread() if own else os.open(f"/proc/{process}/ns/net", os.O_RDONLY)
         )
         if own:
             self.ip("link set lo up")

@@ -10,6 +10,7 @@ def try_cable(
     addresses: list[tuple[bytes, int, bytes]],
     default_route: bool,
     mtu: int,
+    route_mtu: int,
     reflect: bool,
 ) -> tuple[int, int]: ...
 def try_forget_neighbours(host: int, master: int, addresses: list[bytes]) -> int: ...

@@ -93,7 +93,9 @@ cdef extern from "<linux/rtnetlink.h>" nogil:
         RT_SCOPE_UNIVERSE
         RT_TABLE_MAIN
         RTA_GATEWAY
+        RTA_METRICS
         RTA_OIF
+        RTAX_MTU
 
 cdef extern from "<linux/neighbour.h>" nogil:
     cdef struct ndmsg:
@@ -334,7 +336,11 @@ cdef void addressed(Talk *talk, int index, const char *address, size_t size, int
     finish(talk)
 
 
-cdef void routed(Talk *talk, int index, const char *gateway, size_t size) noexcept nogil:
+cdef void routed(
+    Talk *talk, int index, const char *gateway, size_t size, uint32_t mtu
+) noexcept nogil:
+    # The way to everywhere else; `mtu`: its largest packet, 0: the link's own.
+    cdef size_t metrics
     cdef rtmsg *route = <rtmsg *> begin(
         talk, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, sizeof(rtmsg)
     )
@@ -345,6 +351,10 @@ cdef void routed(Talk *talk, int index, const char *gateway, size_t size) noexce
     route.rtm_type = RTN_UNICAST
     put(talk, RTA_GATEWAY, gateway, size)
     put(talk, RTA_OIF, &index, 4)
+    if mtu:
+        metrics = put(talk, RTA_METRICS, NULL, 0)
+        put(talk, RTAX_MTU, &mtu, 4)
+        seal(talk, metrics)
     finish(talk)
 
 
@@ -377,13 +387,15 @@ cdef int check_sizes(bytes hardware, bytes address, bytes gateway, bytes gateway
 def try_cable(
     int host, int namespace, bytes name not None, int master, int index, bytes inner_name not None,
     bytes hardware not None, bytes gateway_hardware not None,
-    list addresses not None, bint default_route, unsigned int mtu, bint reflect,
+    list addresses not None, bint default_route, unsigned int mtu, unsigned int route_mtu,
+    bint reflect,
 ):
     """Lay a cable: (0, 0), or (number of the refused message from 1, errno).
 
     `host` is a rtnetlink socket of the bridge's namespace, `master` the bridge's number, `index`
     the number the link gets inside. `addresses`: (address, prefix length, gateway), one of each
-    version at most. `reflect`: the bridge may send frames back where they came from; that is message
+    version at most. `mtu` is the link's largest packet and `route_mtu` the default route's, 0 for
+    the kernel's own choice. `reflect`: the bridge may send frames back where they came from; that is message
     2, before the addresses'. Messages 1 to 9 are the host's, from 11 on the container's. After a
     failure the host end may be there: `try_remove_link`.
     """
@@ -419,7 +431,7 @@ def try_cable(
     for address, prefix, gateway in addresses:
         addressed(&inside, index, address, len(address), prefix)
         if default_route:
-            routed(&inside, index, gateway, len(gateway))
+            routed(&inside, index, gateway, len(gateway), route_mtu)
         neighbour(
             &inside, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, gateway, len(gateway),
             gateway_hardware,

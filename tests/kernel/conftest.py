@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from dockpy import Config, Runtime
+from engines import settled
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +18,27 @@ def _leaves_nothing(leaves_nothing: None) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def _module_leaves_nothing(module_leaves_nothing: None) -> None:
     """Counts before and after each module's shared fixtures."""
+
+
+@pytest.fixture(scope="module")
+def warm_engine(module_engine: Runtime) -> Runtime:
+    """The resolver's thread is there: no test is blamed for it."""
+    network = module_engine.networks.create("warm")
+    container = module_engine.create(Config(image="base", cmd=("true",), network_mode="warm"))
+    container.run()
+    module_engine.destroy(container)
+    settled(module_engine)
+    module_engine.networks.remove(network)
+    return module_engine
+
+
+@pytest.fixture
+def networked(warm_engine: Runtime, leaves_nothing: None) -> Iterator[Runtime]:
+    """An engine whose containers and networks go with the test."""
+    yield warm_engine
+    for container in warm_engine.list():
+        warm_engine.destroy(container, force=True)
+    settled(warm_engine)
+    for network in warm_engine.networks.all():
+        if not network.default:
+            warm_engine.networks.remove(network)

@@ -34,14 +34,18 @@ def world(module_leaves_nothing: None) -> Iterator[World]:
     made.close()
 
 
-@pytest.fixture(name="firewall", autouse=True)
-def opened(world: World) -> Iterator[Firewall]:
+# Networks of the usual size, which are looked for by their block, and others.
+@pytest.fixture(
+    name="firewall", autouse=True, params=[(24, 64), (16, 60)], ids=["blocks", "ranges"]
+)
+def opened(request: pytest.FixtureRequest, world: World) -> Iterator[Firewall]:
     firewall = Firewall("dockpy-test")
+    prefix, prefix6 = request.param
     with world.host.inside():
         firewall.open()
         for bridge in (
-            Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"),
-            Bridge("dockpy1", "172.31.0.0/16"),
+            Bridge("dockpy0", f"172.30.0.0/{prefix}", f"fd30::/{prefix6}"),
+            Bridge("dockpy1", f"172.31.0.0/{prefix}"),
         ):
             firewall.attach(bridge)
             firewall.accept_loopback(bridge.name)
@@ -210,6 +214,22 @@ def test_a_container_cannot_take_an_address_by_arp(world: World) -> None:
     for line in known.splitlines():
         if line.startswith(("172.30.0.1 ", f"{OTHER} ")):
             assert mine.hex(":") not in line
+
+
+def test_a_container_tells_no_other_hardware_address_by_arp(world: World) -> None:
+    """Not even for its own address: others would send it elsewhere."""
+    mine, everybody = hardware(world.box), b"\xff" * 6
+    own, target = socket.inet_aton(BOX), socket.inet_aton(OTHER)
+    with world.other.inside():
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+    with link:
+        link.bind(("eth0", 0x0806))
+        link.settimeout(patient(2))
+        for claimed in (bytes.fromhex("02aa00000001"), mine):
+            arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + claimed + own + mine + target
+            send_frame(world.box, everybody + mine + b"\x08\x06" + arp)
+        # The first one that comes is the second that was sent.
+        assert link.recv(64)[22:28] == mine
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["plain", "behind-options"])

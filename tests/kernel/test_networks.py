@@ -19,6 +19,7 @@ from dockpy.container import Container
 from dockpy.errors import Conflict, KernelError, NotFound, UsageError
 from dockpy.network.addresses import PoolExhausted
 from dockpy.network.values import Wish
+from engines import settled
 from nameserver import always, serving
 from netns import Namespace
 from patience import patient
@@ -37,34 +38,9 @@ def talk(address: str, port: int = 80) -> str:
     )
 
 
-@pytest.fixture(scope="module")
-def warm_engine(module_engine: Runtime) -> Runtime:
-    """The resolver's thread is there: no test is blamed for it."""
-    network = module_engine.networks.create("warm")
-    container = module_engine.create(Config(image="base", cmd=("true",), network_mode="warm"))
-    container.run()
-    module_engine.destroy(container)
-    settled(module_engine)
-    module_engine.networks.remove(network)
-    return module_engine
-
-
 @pytest.fixture(name="runtime")
-def given(warm_engine: Runtime, leaves_nothing: None) -> Iterator[Runtime]:
-    yield warm_engine
-    for container in warm_engine.list():
-        warm_engine.destroy(container, force=True)
-    settled(warm_engine)
-    for network in warm_engine.networks.all():
-        if not network.default:
-            warm_engine.networks.remove(network)
-
-
-def settled(runtime: Runtime) -> None:
-    """The ends of all containers are dealt with."""
-    deadline = time.monotonic() + patient(10)
-    while runtime.info().backlog and time.monotonic() < deadline:
-        time.sleep(0.01)
+def given(networked: Runtime) -> Runtime:
+    return networked
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from dockpy.network.addresses import PoolExhausted, Segment
+from dockpy.network.bridges import BridgeLink
 from dockpy.network.live import LiveNetwork
 from dockpy.network.values import Network, Wish
 
@@ -13,10 +14,10 @@ from dockpy.network.values import Network, Wish
 def test_starts_that_find_a_bridge_full_at_once_open_one_more_and_not_one_each() -> None:
     opened: list[str] = []
 
-    def slowly(segment: Segment) -> int:
+    def slowly(segment: Segment) -> BridgeLink:
         time.sleep(0.02)
         opened.append(segment.bridge)
-        return len(opened)
+        return BridgeLink(len(opened), 1500)
 
     network = Network(id="n" * 64, name="wide", bridge="br", subnet="10.9.0.0/22")
     live = LiveNetwork(network, slowly)
@@ -40,7 +41,7 @@ def test_starts_that_find_a_bridge_full_at_once_open_one_more_and_not_one_each()
 
 def test_the_last_address_of_the_last_bridge_is_given_and_then_none() -> None:
     network = Network(id="n" * 64, name="pair", bridge="br", subnet="10.9.0.0/23")
-    live = LiveNetwork(network, lambda _: 1)
+    live = LiveNetwork(network, lambda _: BridgeLink(1, 1500))
     given = {live.place(Wish(), "eth0", 2).address for _ in range(live.capacity)}
     assert len(given) == live.capacity == 506
     with pytest.raises(PoolExhausted, match=r"network pair: every address of 10\.9\.0\.0/23"):

@@ -10,11 +10,19 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from dockpy.errors import Conflict, KernelError
 from dockpy.network.addresses import Segment
 from dockpy.network.forwarding import keep_silent
+from dockpy.network.values import LOCAL_MTU
+
+
+class BridgeLink(NamedTuple):
+    """A bridge that is there: its number, and the largest packet of a cable on it in bytes."""
+
+    index: int
+    mtu: int
 
 
 def taken_ranges(besides: Iterable[str] = ()) -> list[ipaddress.IPv4Network]:
@@ -37,8 +45,10 @@ def has_link(name: str) -> bool:
     return True
 
 
-def make_bridge(segment: Segment, mtu: int = 0) -> int:
-    """The segment's bridge with its gateway's addresses, up; its number.
+def make_bridge(segment: Segment, mtu: int = 0) -> BridgeLink:
+    """The segment's bridge with its gateway's addresses, up. `mtu`: its largest packet; 0: the
+    largest there is, or what links that are on it already take (a bridge makes no packet smaller,
+    so a larger one would be lost there). The kernel then sees to the bridge's own.
 
     One that is there already is put right. Its hardware address is given, or it would change with
     the links that come and go. Conflict when a link of that name is no bridge; KernelError.
@@ -72,7 +82,8 @@ def make_bridge(segment: Segment, mtu: int = 0) -> int:
             if not _ports(ip, segment.bridge):
                 _remove(ip, segment.bridge)
             raise
-    return int(index)
+        link_mtu = mtu or min([LOCAL_MTU, *(_mtu(one) for one in _ports(ip, segment.bridge))])
+    return BridgeLink(int(index), link_mtu)
 
 
 def remove_bridge(name: str) -> None:
@@ -108,6 +119,10 @@ def _kind(link: Any) -> str:
     """What made the link; "" for a card."""
     info = link.get_attr("IFLA_LINKINFO")
     return "" if info is None else str(info.get_attr("IFLA_INFO_KIND"))
+
+
+def _mtu(link: Any) -> int:
+    return int(link.get_attr("IFLA_MTU"))
 
 
 def _route() -> Any:

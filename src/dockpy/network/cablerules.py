@@ -25,7 +25,7 @@ from dockpy.network.expressions import (
     within,
 )
 from dockpy.network.nft import Chain, Family, Hook, Set, Table, Type
-from dockpy.network.rules import PROTOCOLS, RAW, V4, V6, Protocol, Rule
+from dockpy.network.rules import RAW, V4, V6, Protocol, Rule
 
 ARP, ICMPV6 = 0x0806, 58
 ROUTER_ADVERTISEMENT, NEIGHBOUR_ADVERTISEMENT, REDIRECT = 134, 136, 137

@@ -63,8 +63,11 @@ class Layer:
         *,
         default_route: bool,
         mtu: int = 0,
+        route_mtu: int = 0,
     ) -> None:
         """Connect a namespace (a descriptor) with the bridge of number `master`.
+
+        `mtu` is the largest packet of the cable and `route_mtu` of the default route, in bytes.
 
         On an error nothing is left of the cable. KernelError names the step.
         """
@@ -83,6 +86,7 @@ class Layer:
                 addresses_of(endpoint),
                 default_route,
                 mtu,
+                route_mtu,
                 reflect,
             )
             if err:

@@ -14,20 +14,21 @@ from dockpy.network.addresses import (
     Segment,
     hardware_address,
 )
+from dockpy.network.bridges import BridgeLink
 from dockpy.network.cables import cable_name
 from dockpy.network.values import Endpoint, Network, Wish
 
 
 class LiveNetwork:
-    """Thread-safe. `open_segment` makes a segment's bridge and gives its number."""
+    """Thread-safe. `open_segment` makes a segment's bridge."""
 
-    def __init__(self, network: Network, open_segment: Callable[[Segment], int]) -> None:
+    def __init__(self, network: Network, open_segment: Callable[[Segment], BridgeLink]) -> None:
         self.network = network
         self._open_segment = open_segment
         self._rest = network.segments()
-        self._open: list[tuple[IPAllocator, int]] = []
+        self._open: list[tuple[IPAllocator, BridgeLink]] = []
         self._lock = threading.Lock()
-        self._of_bridge: dict[str, tuple[IPAllocator, int]] = {}
+        self._of_bridge: dict[str, tuple[IPAllocator, BridgeLink]] = {}
         self.grow()
 
     @property
@@ -90,8 +91,8 @@ class LiveNetwork:
         if entry is not None:
             entry[0].release(IPv4Address(endpoint.address))
 
-    def master(self, endpoint: Endpoint) -> int:
-        """The number of its bridge."""
+    def link(self, endpoint: Endpoint) -> BridgeLink:
+        """Its bridge."""
         return self._of_bridge[endpoint.bridge][1]
 
     def gateway_hardware(self, endpoint: Endpoint) -> bytes:

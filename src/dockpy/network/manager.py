@@ -34,7 +34,14 @@ from dockpy.network.addresses import (
     choose_range,
     parse_subnet,
 )
-from dockpy.network.bridges import has_link, links_on, make_bridge, remove_bridge, taken_ranges
+from dockpy.network.bridges import (
+    BridgeLink,
+    has_link,
+    links_on,
+    make_bridge,
+    remove_bridge,
+    taken_ranges,
+)
 from dockpy.network.cables import Layer
 from dockpy.network.entries import Bridge, Cable
 from dockpy.network.firewall import Firewall
@@ -49,6 +56,7 @@ from dockpy.network.store import NetworkStore
 from dockpy.network.values import (
     BRIDGE,
     DEFAULT,
+    OUTSIDE_MTU,
     Endpoint,
     Lease,
     Network,
@@ -507,15 +515,15 @@ class NetworkManager:
             )
         return network
 
-    def _opener(self, network: Network) -> Callable[[Segment], int]:
+    def _opener(self, network: Network) -> Callable[[Segment], BridgeLink]:
         """Makes the bridges of a network, each guarded before it is there."""
         opened: list[str] = []
 
-        def open_segment(segment: Segment) -> int:
+        def open_segment(segment: Segment) -> BridgeLink:
             guarded = self._guarded(network, segment)
             self.firewall.attach(guarded)
             try:
-                index = make_bridge(segment, network.mtu)
+                link = make_bridge(segment, network.mtu)
             except BaseException:
                 self.firewall.detach(guarded)
                 raise
@@ -530,7 +538,7 @@ class NetworkManager:
                     self._answer(network, segment)
                 except (Conflict, KernelError) as refusal:
                     log.warning("containers ask public name servers: %s", refusal)
-            return index
+            return link
 
         return open_segment
 
@@ -610,15 +618,17 @@ class NetworkManager:
         """A cable into a namespace, the container's `number`th: what it may send is settled
         before it is there."""
         endpoint = live.place(wish, f"eth{number}", number + 2)
+        bridge = live.link(endpoint)
         try:
             self.firewall.allow(cable_of(endpoint))
             self._layer.lay(
                 endpoint,
                 namespace,
-                live.master(endpoint),
+                bridge.index,
                 live.gateway_hardware(endpoint),
                 default_route=number == 0 and not live.network.internal,
-                mtu=live.network.mtu,
+                mtu=bridge.mtu,
+                route_mtu=min(bridge.mtu, OUTSIDE_MTU) if not live.network.mtu else 0,
             )
         except BaseException:
             self._release(endpoint)
@@ -629,7 +639,7 @@ class NetworkManager:
         live = self._live.get(endpoint.network)
         self.firewall.forget(cable_of(endpoint))
         if live is not None:
-            self._layer.forget(endpoint, live.master(endpoint))
+            self._layer.forget(endpoint, live.link(endpoint).index)
             live.release(endpoint)
 
     def _publish(self, owner: Owner, lease: Lease, bindings: Sequence[Binding]) -> Lease:

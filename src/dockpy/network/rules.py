@@ -13,8 +13,13 @@ The inet table, by the order in which a packet meets it:
     forward    forward, filter      who may reach whom
     leave      postrouting, srcnat  masquerade where an answer could not find back
 
-A name that ends in 6 is the part for IPv6 of a chain. The bridges' table is in `cablerules`. Docker's and iptables' rules are in tables of their own; all
-tables judge every packet, and each may drop it.
+A name that ends in 6 is the part of a chain for IPv6. The bridges' table is in `cablerules`.
+Docker's and iptables' rules are in tables of their own; all tables judge every packet, and each
+may drop it.
+
+Every packet pays for `guard` and `inside`, so what nearly all of them need comes first there, and
+a look-up by hash stands before the one among ranges: that one (nft_set_pipapo_avx2.c) saves the
+processor's vector registers first, and costs more than all the other rules together.
 
 Why each part is as it is: docs/network.md and docs/decisions/0012-firewall.md.
 """
@@ -61,7 +66,8 @@ IPV4, IPV6 = Family.IPV4, Family.IPV6
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Where one version of IP keeps its addresses; `block`: the prefix length networks usually have."""
+    """Where one version of IP keeps its addresses; `block`: how long networks' prefixes usually
+    are."""
 
     family: Family
     ether_type: int
@@ -285,8 +291,8 @@ def published() -> tuple[Rule, ...]:
 
 
 def published6(loopback6: bool) -> tuple[Rule, ...]:
-    """The same for IPv6. Without `loopback6` nothing is done for ::1: its answers would be lost, and
-    a client that is refused there at once goes on to 127.0.0.1 by itself."""
+    """The same for IPv6. Without `loopback6` nothing is done for ::1: its answers would be lost,
+    and a client that is refused there at once goes on to 127.0.0.1 by itself."""
     not_loopback = () if loopback6 else (V6.load_destination(), different(bytes(15) + b"\1"))
     return _leads(V6, not_loopback)
 

@@ -15,6 +15,10 @@ from dockpy.network.ports import Published
 BRIDGE, HOST, NONE, DEFAULT = "bridge", "host", "none", "default"
 RESERVED = frozenset({BRIDGE, HOST, NONE, DEFAULT, "container"})
 """Names of networks every engine has, or that mean something else behind --network."""
+LOCAL_MTU = 65535
+"""Largest packet between this host and its containers, in bytes: the largest there is in IPv4."""
+OUTSIDE_MTU = 1500
+"""Largest packet containers send elsewhere, until they learn of a smaller one on the way."""
 _BRIDGE = re.compile(r"[A-Za-z0-9_-]{1,11}")  # and ".63" behind it
 
 
@@ -23,7 +27,8 @@ class NetworkSettings:
     """What an engine is told about its default network; "" and 0: it chooses.
 
     `bip` is the gateway's address and the range's length (`172.30.0.1/16`), `subnet6` a range of
-    IPv6 for it, `mtu` the largest packet in bytes. `firewall` names the nftables tables.
+    IPv6 for it, `mtu` the largest packet in bytes, wherever it goes. `firewall` names the nftables
+    tables.
     """
 
     bridge: str = "dockpy0"
@@ -72,7 +77,8 @@ class Network:
     """A network of the engine.
 
     `subnet` such as `172.30.0.0/16`; `gateway` "" for the range's first address. `internal`: no way
-    out and none in. `bridge` names the first segment's bridge.
+    out and none in. `bridge` names the first segment's bridge. `mtu` is the largest packet in
+    bytes, wherever it goes; 0: `LOCAL_MTU` as far as this host, `OUTSIDE_MTU` beyond.
     """
 
     id: str
