@@ -21,7 +21,7 @@ from dockpy.network.values import LOCAL_MTU
 class BridgeLink(NamedTuple):
     """A bridge that is there: its number, and the largest packet of a cable on it in bytes."""
 
-    index: int
+    number: int
     mtu: int
 
 

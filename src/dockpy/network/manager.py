@@ -624,7 +624,7 @@ class NetworkManager:
             self._layer.lay(
                 endpoint,
                 namespace,
-                bridge.index,
+                bridge.number,
                 live.gateway_hardware(endpoint),
                 default_route=number == 0 and not live.network.internal,
                 mtu=bridge.mtu,
@@ -639,7 +639,7 @@ class NetworkManager:
         live = self._live.get(endpoint.network)
         self.firewall.forget(cable_of(endpoint))
         if live is not None:
-            self._layer.forget(endpoint, live.link(endpoint).index)
+            self._layer.forget(endpoint, live.link(endpoint).number)
             live.release(endpoint)
 
     def _publish(self, owner: Owner, lease: Lease, bindings: Sequence[Binding]) -> Lease:
