@@ -91,6 +91,34 @@ PROMISES = (
         "start among 0",
         most=1.3,
     ),
+    *(
+        Promise(
+            f"a published port on localhost, {says}, beside docker's",
+            "ports",
+            title,
+            "dockpy",
+            "docker",
+            least=2.0,
+        )
+        for says, title in (
+            ("bytes a second", "one connection from localhost"),
+            ("connections a second", "connections from localhost"),
+        )
+    ),
+    *(
+        Promise(
+            f"from a neighbour, {says}, beside docker's (1, with 5 % of noise)",
+            "ports",
+            f"{title} from a neighbour, client and server on one processor",
+            "dockpy",
+            "docker",
+            least=0.95,
+        )
+        for says, title in (
+            ("bytes a second", "one connection"),
+            ("connections a second", "connections"),
+        )
+    ),
     Promise("output to its log, MB/s", "streams", "streams", "dockpy, to the log", least=400),
     Promise("attached, logged, MB/s", "streams", "streams", "dockpy, attached, logged", least=500),
     Promise("log read back, MB/s", "streams", "streams", "dockpy, log read back", least=300),

@@ -1,12 +1,17 @@
 """Published ports of dockpy and Docker: bytes a second and connections a second, by turns.
 
-    python -m benchmarks.wire [--short] [--json FILE]
+    python -m benchmarks.wire [--short] [--blocks N] [--json FILE]
 
-From this host through localhost, and from a neighbour on its link through the host's address; both
-in network namespaces of this program's own. The same static server answers in both engines'
-containers; Docker has its proxy, as it is installed. From the neighbour no proxy is met, so there
-the processor time of client and server is the whole cost, and is told too: it hardly changes with
-what else the machine does. Needs root.
+From this host through localhost, and from a neighbour on its link through the host's address. Each
+engine has a process, a network namespace and a neighbour of its own: every packet meets the rules
+of one engine alone, as on a host that has but one. The same static server answers in containers of
+both; Docker has its proxy, as it is installed.
+
+Where the server's pages lie in memory changes what it reads in a second by several hundredths, and
+so does the processor the scheduler chooses. So containers are made anew for each of `--blocks`
+blocks, and what comes from a neighbour, where no proxy is met and the whole cost is the kernel's,
+is measured once more with client and server on one processor: there the figures of one engine lie
+within a hundredth or two of each other. Needs root.
 """
 
 from __future__ import annotations
@@ -14,17 +19,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import platform
+import random
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from benchmarks import peers
 from benchmarks.samples import Samples, table
@@ -33,7 +39,30 @@ from dockpy import Config, Runtime
 Found = TypeVar("Found")
 HOST, NEIGHBOUR = "10.209.0.1", "10.209.0.2"
 PIECE = bytes(1 << 20)
-PORTS = {"dockpy": 18701, "docker": 18702}
+PORT = 18701
+ONE_PROCESSOR = {0}
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+
+
+class Wanted(NamedTuple):
+    """What one site is asked to measure: `amount` is bytes or connections."""
+
+    place: str
+    what: str
+    amount: int
+    one_processor: bool = False
+
+    @property
+    def title(self) -> str:
+        where = ", client and server on one processor" if self.one_processor else ""
+        return f"{self.what} from {self.place}{where}"
+
+    @property
+    def unit(self) -> str:
+        return "MB/s" if self.what == ONE else "/s"
+
+
+ONE, MANY = "one connection", "connections"
 
 
 class Neighbour:
@@ -98,18 +127,6 @@ def connections(address: str, port: int, count: int) -> float:
     return count / (time.perf_counter() - began)
 
 
-def processor_time(measure: Callable[[], float], server: int) -> tuple[float, float]:
-    """What is measured, and processor seconds that it took this thread and the server."""
-    before = time.thread_time() + used_by(server)
-    found = measure()
-    return found, time.thread_time() + used_by(server) - before
-
-
-def used_by(pid: int) -> float:
-    """Processor seconds of a process. Source: proc_pid_schedstat, the first field, nanoseconds."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-
-
 def image(directory: Path) -> Path:
     """A tar of a root with the server alone."""
     tree = directory / "tree"
@@ -123,72 +140,160 @@ def image(directory: Path) -> Path:
     return target
 
 
+# -- one engine, in a process of its own -------------------------------------------------------
+
+Serve = Callable[[], contextlib.AbstractContextManager[int]]
+"""A new container that serves on `PORT`; gives its process."""
+
+
 @contextlib.contextmanager
-def servers(directory: Path, archive: Path) -> Iterator[dict[str, int]]:
-    """The engines that serve, each on its port of `PORTS`, and their servers' processes."""
-    with (
-        Runtime(directory / "state", run=directory / "run") as runtime,
-        peers.docker(directory, network=True) as docker,
-    ):
+def dockpy(directory: Path, archive: Path) -> Iterator[Serve]:
+    with Runtime(directory / "state", run=directory / "run") as runtime:
         with open(archive, "rb") as source:
             runtime.import_image(source, "sink")
-        ours = runtime.create(
-            Config(image="sink", cmd=("/sink",), port_specs=(f"{PORTS['dockpy']}:80",))
-        )
-        ours.start()
-        found = {"dockpy": ours.state.pid}
-        if docker is None:
-            print("docker: not installed or does not start here; skipped")
+
+        @contextlib.contextmanager
+        def serve() -> Iterator[int]:
+            config = Config(image="sink", cmd=("/sink",), port_specs=(f"{PORT}:80",))
+            container = runtime.create(config)
+            container.start()
+            pid = container.state.pid
+            assert pid is not None
+            yield pid
+            runtime.destroy(container, force=True)
+
+        yield serve
+
+
+@contextlib.contextmanager
+def docker(directory: Path, archive: Path) -> Iterator[Serve | None]:
+    with peers.docker(directory, network=True) as command:
+        if command is None:
+            yield None
+            return
+
+        def told(*words: str) -> str:
+            return subprocess.check_output([*command, *words], text=True).strip()
+
+        told("import", str(archive), "sink")
+
+        @contextlib.contextmanager
+        def serve() -> Iterator[int]:
+            container = told("run", "-d", "-p", f"{PORT}:80", "sink", "/sink")
+            yield int(told("inspect", "-f", "{{.State.Pid}}", container))
+            told("rm", "-f", container)
+
+        yield serve
+
+
+ENGINES: dict[str, Callable[..., contextlib.AbstractContextManager[Serve | None]]] = {
+    "docker": docker,
+    "dockpy": dockpy,
+}
+
+
+def site(engine: str, directory: Path, archive: Path, ask: Connection) -> None:
+    """Measure what is asked for until the other end closes; None asks for a new container."""
+    peers.own_network()
+    neighbour = Neighbour()
+    with ENGINES[engine](directory, archive) as serve:
+        ask.send(serve is not None)
+        wanted: Wanted | None = None
+        while serve is not None:
+            with serve() as server:
+                time.sleep(0.5)
+                ask.send(None)
+                try:
+                    while (wanted := ask.recv()) is not None:
+                        ask.send(measured(wanted, neighbour, server))
+                except EOFError:
+                    return
+
+
+def measured(wanted: Wanted, neighbour: Neighbour, server: int) -> float:
+    allowed = ONE_PROCESSOR if wanted.one_processor else os.sched_getaffinity(os.getppid())
+    os.sched_setaffinity(server, allowed)
+    measure = throughput if wanted.what == ONE else connections
+
+    def work(address: str) -> float:
+        os.sched_setaffinity(0, allowed)
+        return measure(address, PORT, wanted.amount)
+
+    if wanted.place == "localhost":
+        return work("127.0.0.1")
+    return neighbour.call(work, HOST)
+
+
+# -- all of them, by turns ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sites(directory: Path) -> Iterator[dict[str, Connection]]:
+    """The engines there are, each ready to be asked."""
+    archive = image(directory)
+    made, found = [], {}
+    context = multiprocessing.get_context("spawn")
+    for name in ENGINES:
+        here, there = context.Pipe()
+        place = directory / name
+        place.mkdir()
+        process = context.Process(target=site, args=(name, place, archive, there))
+        process.start()
+        there.close()
+        made.append((process, here))
+        if here.recv():
+            here.recv()
+            found[name] = here
         else:
-            subprocess.run([*docker, "import", archive, "sink"], check=True, capture_output=True)
-            words = ["run", "-d", "-p", f"{PORTS['docker']}:80", "sink", "/sink"]
-            run = subprocess.run([*docker, *words], check=True, capture_output=True, text=True)
-            look = [*docker, "inspect", "-f", "{{.State.Pid}}", run.stdout.strip()]
-            found["docker"] = int(subprocess.check_output(look, text=True))
-        try:
-            yield found
-        finally:
-            runtime.destroy(ours, force=True)
+            print(f"{name}: not installed or does not start here; skipped")
+    try:
+        yield found
+    finally:
+        for _, here in made:
+            here.close()
+        for process, _ in made:
+            process.join()
+
+
+def compared(all_wanted: list[Wanted], blocks: int, rounds: int) -> dict[str, list[Samples]]:
+    """A row for each engine, by title."""
+    with peers.scratch() as directory, sites(directory) as asked:
+        rows = {
+            one.title: {name: Samples(name, unit=one.unit) for name in asked} for one in all_wanted
+        }
+        for block in range(blocks):
+            for end in asked.values() if block else ():
+                end.send(None)
+                end.recv()
+            for one in all_wanted:
+                for _ in range(rounds):
+                    for name in random.sample([*asked], len(asked)):
+                        asked[name].send(one)
+                        rows[one.title][name].values.append(asked[name].recv())
+    return {title: [*found.values()] for title, found in rows.items()}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--blocks", type=int, help="how often containers are made anew")
     parser.add_argument("--json")
     options = parser.parse_args()
-    peers.own_network()
-    print(f"Linux {platform.release()}, {os.cpu_count()} cpus, load {os.getloadavg()[0]:.2f}")
-    rounds, size, count = (2, 256 << 20, 300) if options.short else (6, 1 << 30, 2000)
+    blocks = options.blocks or (2 if options.short else 8)
+    rounds, size, count = (2, 256 << 20, 300) if options.short else (4, 512 << 20, 2000)
+    print(
+        f"Linux {platform.release()}, {os.cpu_count()} cpus, load {os.getloadavg()[0]:.2f}; "
+        f"congestion control {CONGESTION.read_text().strip()}, {blocks} containers of each"
+    )
+    everything = [
+        Wanted(place, what, amount, alone)
+        for place, alone in (("localhost", False), ("a neighbour", False), ("a neighbour", True))
+        for what, amount in ((ONE, size), (MANY, count))
+    ]
     results = []
-    with peers.scratch() as directory:
-        neighbour = Neighbour()
-        with servers(directory, image(directory)) as engines:
-            time.sleep(1)
-            for place, address in (("localhost", "127.0.0.1"), ("a neighbour", HOST)):
-                for title, unit, measure, amount, cost in (
-                    ("one connection", "MB/s", throughput, size, ("us/MB", size / 1e6)),
-                    ("connections", "/s", connections, count, ("us", count)),
-                ):
-                    rows = {name: Samples(name, unit=unit) for name in reversed(engines)}
-                    costs = {name: Samples(name, unit=cost[0]) for name in reversed(engines)}
-                    for number in range(rounds):
-                        names = list(rows) if number % 2 else list(reversed(rows))
-                        for name in names:
-                            work = partial(measure, address, PORTS[name], amount)
-                            timed = partial(processor_time, work, engines[name])
-                            value, spent = (
-                                timed() if place == "localhost" else neighbour.call(timed)
-                            )
-                            rows[name].values.append(value)
-                            costs[name].values.append(spent * 1e6 / cost[1])
-                    tables = {f"{title} from {place}": rows}
-                    if place != "localhost":
-                        tables[f"processor time, {title} from {place}"] = costs
-                    for heading, found in tables.items():
-                        print(table(heading, [*found.values()], next(iter(found.values()))))
-                        records = [row.record() for row in found.values()]
-                        results.append({"title": heading, "rows": records})
-                    sys.stdout.flush()
+    for title, rows in compared(everything, blocks, rounds).items():
+        print(table(title, rows, rows[0]))
+        results.append({"title": title, "rows": [row.record() for row in rows]})
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1))
     return 0
