@@ -3,6 +3,8 @@ must not."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from dockpy import Config, Exec, Runtime, namespaces
 from dockpy.container import Container
+from dockpy.errors import KernelError
 from dockpy.model import Bind
 from dockpy.network import lending
 from dockpy.network.values import Wish
@@ -282,6 +285,34 @@ def test_there_are_no_more_than_before_when_all_is_quiet(
         time.sleep(0.05)
     assert runtime.networks._ready.count == 6
     assert runtime.networks.dying() == 0 or runtime.networks.ready
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_start_whose_namespace_cannot_be_lent_fails_and_keeps_no_descriptor(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise KernelError("clone the container's sysfs", errno.EMFILE)
+
+    before = spaces()
+    with monkeypatch.context() as patch:
+        patch.setattr(lending, "clone_tree", refuse)
+        container = runtime.create(shell("true", network))
+        with pytest.raises(KernelError, match="clone the container's sysfs"):
+            container.start()
+    assert len(spaces()) <= len(before)
+    assert not set(runtime.networks._lending._loans)
+    runtime.destroy(container)
+    assert used_by(runtime, shell("true", network))
+
+
+def spaces() -> list[str]:
+    """Descriptors of network namespaces in this process."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [one for one in found if one.startswith("net:")]
 
 
 def test_an_older_kernel_lends_nothing(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
