@@ -303,7 +303,7 @@ def test_a_start_whose_namespace_cannot_be_lent_fails_and_keeps_no_descriptor(
     assert len(spaces()) <= len(before)
     assert not set(runtime.networks._lending._loans)
     runtime.destroy(container)
-    assert used_by(runtime, shell("true", network))
+    assert used_by(runtime, shell(WAIT, network))
 
 
 def spaces() -> list[str]:
