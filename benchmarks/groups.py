@@ -101,7 +101,7 @@ GROUPS = (
         _pull,
         writes=False,
     ),
-    Module("ports", "published ports", "benchmarks.wire", lambda _: ["--short"]),
+    Module("ports", "published ports", "benchmarks.wire", _short_only),
     Module("firewall", "the firewall's entries", "benchmarks.firewall", _short_only),
     Module(
         "pump",

@@ -193,24 +193,41 @@ ENGINES: dict[str, Callable[..., contextlib.AbstractContextManager[Serve | None]
 
 
 def site(engine: str, directory: Path, archive: Path, ask: Connection) -> None:
-    """Measure what is asked for until the other end closes; None asks for a new container."""
+    """Measure what is asked for until the other end closes; None asks for a new container.
+
+    The client is a process of its own, made before the engine is here: it is the same for each.
+    """
     peers.own_network()
-    neighbour = Neighbour()
+    here, there = multiprocessing.Pipe()
+    client = multiprocessing.get_context("fork").Process(target=clients, args=(there, here))
+    client.start()
+    there.close()
     with ENGINES[engine](directory, archive) as serve:
         ask.send(serve is not None)
-        wanted: Wanted | None = None
         while serve is not None:
             with serve() as server:
                 time.sleep(0.5)
                 ask.send(None)
                 try:
                     while (wanted := ask.recv()) is not None:
-                        ask.send(measured(wanted, neighbour, server))
+                        here.send((wanted, server))
+                        ask.send(here.recv())
                 except EOFError:
-                    return
+                    break
+    here.close()
+    client.join()
 
 
-def measured(wanted: Wanted, neighbour: Neighbour, server: int) -> float:
+def clients(ask: Connection, other: Connection) -> None:
+    """Measure for `site` until it closes its end, `other`."""
+    other.close()
+    neighbour = Neighbour()
+    with contextlib.suppress(EOFError):
+        while True:
+            ask.send(measured(*ask.recv(), neighbour))
+
+
+def measured(wanted: Wanted, server: int, neighbour: Neighbour) -> float:
     allowed = ONE_PROCESSOR if wanted.one_processor else os.sched_getaffinity(os.getppid())
     os.sched_setaffinity(server, allowed)
     measure = throughput if wanted.what == ONE else connections
