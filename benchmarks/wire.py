@@ -224,7 +224,8 @@ def clients(ask: Connection, other: Connection) -> None:
     neighbour = Neighbour()
     with contextlib.suppress(EOFError):
         while True:
-            ask.send(measured(*ask.recv(), neighbour))
+            wanted, server = ask.recv()
+            ask.send(measured(wanted, server, neighbour))
 
 
 def measured(wanted: Wanted, server: int, neighbour: Neighbour) -> float:
