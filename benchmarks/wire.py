@@ -42,6 +42,7 @@ PIECE = bytes(1 << 20)
 PORT = 18701
 ONE_PROCESSOR = {0}
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+ONE, MANY = "one connection", "connections"
 
 
 class Wanted(NamedTuple):
@@ -60,9 +61,6 @@ class Wanted(NamedTuple):
     @property
     def unit(self) -> str:
         return "MB/s" if self.what == ONE else "/s"
-
-
-ONE, MANY = "one connection", "connections"
 
 
 class Neighbour:
@@ -156,11 +154,11 @@ def dockpy(directory: Path, archive: Path) -> Iterator[Serve]:
         def serve() -> Iterator[int]:
             config = Config(image="sink", cmd=("/sink",), port_specs=(f"{PORT}:80",))
             container = runtime.create(config)
-            container.start()
-            pid = container.state.pid
-            assert pid is not None
-            yield pid
-            runtime.destroy(container, force=True)
+            try:
+                container.start()
+                yield container.state.pid
+            finally:
+                runtime.destroy(container, force=True)
 
         yield serve
 
@@ -180,8 +178,10 @@ def docker(directory: Path, archive: Path) -> Iterator[Serve | None]:
         @contextlib.contextmanager
         def serve() -> Iterator[int]:
             container = told("run", "-d", "-p", f"{PORT}:80", "sink", "/sink")
-            yield int(told("inspect", "-f", "{{.State.Pid}}", container))
-            told("rm", "-f", container)
+            try:
+                yield int(told("inspect", "-f", "{{.State.Pid}}", container))
+            finally:
+                told("rm", "-f", container)
 
         yield serve
 
@@ -199,7 +199,7 @@ def site(engine: str, directory: Path, archive: Path, ask: Connection) -> None:
     """
     peers.own_network()
     here, there = multiprocessing.Pipe()
-    client = multiprocessing.get_context("fork").Process(target=clients, args=(there, here))
+    client = multiprocessing.get_context("fork").Process(target=clients, args=(there, here, ask))
     client.start()
     there.close()
     with ENGINES[engine](directory, archive) as serve:
@@ -218,9 +218,10 @@ def site(engine: str, directory: Path, archive: Path, ask: Connection) -> None:
     client.join()
 
 
-def clients(ask: Connection, other: Connection) -> None:
-    """Measure for `site` until it closes its end, `other`."""
-    other.close()
+def clients(ask: Connection, *others: Connection) -> None:
+    """Measure for `site` until it closes its end; `others`: what came along with the fork."""
+    for one in others:
+        one.close()
     neighbour = Neighbour()
     with contextlib.suppress(EOFError):
         while True:
@@ -229,6 +230,7 @@ def clients(ask: Connection, other: Connection) -> None:
 
 
 def measured(wanted: Wanted, server: int, neighbour: Neighbour) -> float:
+    # What the site may use stays as it was.
     allowed = ONE_PROCESSOR if wanted.one_processor else os.sched_getaffinity(os.getppid())
     os.sched_setaffinity(server, allowed)
     measure = throughput if wanted.what == ONE else connections
@@ -251,20 +253,20 @@ def sites(directory: Path) -> Iterator[dict[str, Connection]]:
     archive = image(directory)
     made, found = [], {}
     context = multiprocessing.get_context("spawn")
-    for name in ENGINES:
-        here, there = context.Pipe()
-        place = directory / name
-        place.mkdir()
-        process = context.Process(target=site, args=(name, place, archive, there))
-        process.start()
-        there.close()
-        made.append((process, here))
-        if here.recv():
-            here.recv()
-            found[name] = here
-        else:
-            print(f"{name}: not installed or does not start here; skipped")
     try:
+        for name in ENGINES:
+            here, there = context.Pipe()
+            place = directory / name
+            place.mkdir()
+            process = context.Process(target=site, args=(name, place, archive, there))
+            process.start()
+            there.close()
+            made.append((process, here))
+            if here.recv():
+                here.recv()
+                found[name] = here
+            else:
+                print(f"{name}: not installed or does not start here; skipped")
         yield found
     finally:
         for _, here in made:

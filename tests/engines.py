@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dockpy import Config, Runtime
+from dockpy.container import Container
 from dockpy.network.values import NetworkSettings
 from patience import patient
 
@@ -55,3 +56,10 @@ def settled(runtime: Runtime) -> None:
     deadline = time.monotonic() + patient(10)
     while runtime.info().backlog and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def address_of(runtime: Runtime, container: Container) -> str:
+    """A running container's own, in its first network."""
+    lease = runtime.networks.lease(container.id)
+    assert lease is not None
+    return lease.addresses[0]

@@ -395,9 +395,9 @@ def try_cable(
     `host` is a rtnetlink socket of the bridge's namespace, `master` the bridge's number, `index`
     the number the link gets inside. `addresses`: (address, prefix length, gateway), one of each
     version at most. `mtu` is the link's largest packet and `route_mtu` the default route's, 0 for
-    the kernel's own choice. `reflect`: the bridge may send frames back where they came from; that is message
-    2, before the addresses'. Messages 1 to 9 are the host's, from 11 on the container's. After a
-    failure the host end may be there: `try_remove_link`.
+    the kernel's own choice. `reflect`: the bridge may send frames back where they came from; that
+    is message 2, before the addresses'. Messages 1 to 9 are the host's, from 11 on the container's.
+    After a failure the host end may be there: `try_remove_link`.
     """
     cdef Talk outside
     cdef Talk inside

@@ -316,8 +316,6 @@ def spaces() -> list[str]:
 
 
 def test_an_older_kernel_lends_nothing(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dockpy.errors import KernelError
-
     def refused(descriptor: int, *, recursive: bool = True) -> int:
         raise KernelError("clone", 22)
 

@@ -19,7 +19,7 @@ from dockpy.container import Container
 from dockpy.errors import Conflict, KernelError, NotFound, UsageError
 from dockpy.network.addresses import PoolExhausted
 from dockpy.network.values import Wish
-from engines import settled
+from engines import address_of, settled
 from nameserver import always, serving
 from netns import Namespace
 from patience import patient
@@ -70,12 +70,6 @@ def output(runtime: Runtime, script: str, **values: object) -> str:
 def written(container: Container) -> str:
     """Its log."""
     return b"".join(entry.message for entry in container.read_log()).decode()
-
-
-def address_of(runtime: Runtime, container: Container) -> str:
-    lease = runtime.networks.lease(container.id)
-    assert lease is not None
-    return lease.addresses[0]
 
 
 def ask(address: str, port: int, seconds: float = 5.0) -> str:

@@ -16,7 +16,7 @@ import pytest
 from dockpy import Config, Runtime
 from dockpy.container import Container
 from dockpy.network.values import LOCAL_MTU, OUTSIDE_MTU
-from engines import settled
+from engines import address_of, settled
 from netns import Namespace
 from patience import patient
 
@@ -55,12 +55,6 @@ def started(runtime: Runtime, script: str, **values: object) -> Container:
     container = runtime.create(config)
     container.start()
     return container
-
-
-def address_of(runtime: Runtime, container: Container) -> str:
-    lease = runtime.networks.lease(container.id)
-    assert lease is not None
-    return lease.addresses[0]
 
 
 def segment_size(link: socket.socket) -> int:

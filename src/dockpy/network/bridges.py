@@ -77,13 +77,13 @@ def make_bridge(segment: Segment, mtu: int = 0) -> BridgeLink:
                 lambda: ip.link("set", index=index, state="up", **extra),
             )
             _addressed(ip, index, segment)
+            there = [int(one.get_attr("IFLA_MTU")) for one in _ports(ip, segment.bridge)]
         except BaseException:
             # Nothing is left of one that could not be finished, unless containers use it.
             if not _ports(ip, segment.bridge):
                 _remove(ip, segment.bridge)
             raise
-        link_mtu = mtu or min([LOCAL_MTU, *(_mtu(one) for one in _ports(ip, segment.bridge))])
-    return BridgeLink(int(index), link_mtu)
+    return BridgeLink(int(index), mtu or min([LOCAL_MTU, *there]))
 
 
 def remove_bridge(name: str) -> None:
@@ -119,10 +119,6 @@ def _kind(link: Any) -> str:
     """What made the link; "" for a card."""
     info = link.get_attr("IFLA_LINKINFO")
     return "" if info is None else str(info.get_attr("IFLA_INFO_KIND"))
-
-
-def _mtu(link: Any) -> int:
-    return int(link.get_attr("IFLA_MTU"))
 
 
 def _route() -> Any:

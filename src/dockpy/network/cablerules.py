@@ -25,7 +25,7 @@ from dockpy.network.expressions import (
     within,
 )
 from dockpy.network.nft import Chain, Family, Hook, Set, Table, Type
-from dockpy.network.rules import RAW, V4, V6, Protocol, Rule
+from dockpy.network.rules import RAW, V4, V6, Protocol, Rule, from_link_local
 
 ARP, ICMPV6 = 0x0806, 58
 ROUTER_ADVERTISEMENT, NEIGHBOUR_ADVERTISEMENT, REDIRECT = 134, 136, 137
@@ -86,11 +86,6 @@ def cable_guard() -> tuple[Rule, ...]:
         payload(Base.TRANSPORT, 8, 16, QUARTER + 4),
         outside(members(V6)),
     )
-    from_link_local = (
-        payload(Base.NETWORK, V6.source, 2),
-        masked(b"\xff\xc0"),
-        equal(b"\xfe\x80"),
-    )
     return (
         # Nearly every frame: a port of ours is not looked for first.
         own4(V4.ether_type, sender, V4.source),
@@ -107,7 +102,7 @@ def cable_guard() -> tuple[Rule, ...]:
             within(members(V6)),
             verdict(ACCEPT),
         ),
-        (*spoken(V6.ether_type), *from_link_local, verdict(ACCEPT)),
+        (*spoken(V6.ether_type), *from_link_local(), verdict(ACCEPT)),
         # Looking for an address that is free, and telling which groups are listened to.
         (*icmp, V6.load_source(), equal(bytes(16)), verdict(ACCEPT)),
         (counter(), verdict(DROP)),

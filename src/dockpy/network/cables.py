@@ -68,7 +68,6 @@ class Layer:
         """Connect a namespace (a descriptor) with the bridge of number `master`.
 
         `mtu` is the largest packet of the cable and `route_mtu` of the default route, in bytes.
-
         On an error nothing is left of the cable. KernelError names the step.
         """
         name = endpoint.cable.encode()

@@ -207,6 +207,11 @@ def to_loopback() -> tuple[bytes, ...]:
     return payload(Base.NETWORK, V4.destination, 1), equal(b"\x7f")
 
 
+def from_link_local() -> tuple[bytes, ...]:
+    """The source of an IPv6 packet is an address of fe80::/10."""
+    return payload(Base.NETWORK, V6.source, 2), masked(b"\xff\xc0"), equal(b"\xfe\x80")
+
+
 def _at_key(protocol: Protocol) -> tuple[bytes, ...]:
     after = protocol.after()
     return (
@@ -265,12 +270,7 @@ def inside() -> tuple[Rule, ...]:
 
 def inside6() -> tuple[Rule, ...]:
     """The same for IPv6, where a link-local address is right too."""
-    link_local = (
-        payload(Base.NETWORK, V6.source, 2),
-        masked(b"\xff\xc0"),
-        equal(b"\xfe\x80"),
-        verdict(ACCEPT),
-    )
+    link_local = (*from_link_local(), verdict(ACCEPT))
     unspecified = (V6.load_source(), equal(bytes(16)), verdict(ACCEPT))
     return (*_at_home(V6), link_local, unspecified, (counter(), verdict(DROP)))
 
@@ -366,7 +366,8 @@ def leave() -> tuple[Rule, ...]:
 def leave6(loopback6: bool) -> tuple[Rule, ...]:
     """The same for IPv6."""
     loopback = (V6.load_source(), equal(bytes(15) + b"\1"))
-    return (*([(*loopback, *_led_to_bridge())] if loopback6 else []), *_answered(V6))
+    from_here = ((*loopback, *_led_to_bridge()),) if loopback6 else ()
+    return (*from_here, *_answered(V6))
 
 
 def _led_to_bridge() -> Rule:
