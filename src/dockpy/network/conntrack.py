@@ -6,7 +6,8 @@ while nobody had the port goes when it is published.
 
 Facts (net/netfilter/nf_conntrack_netlink.c): a dump takes a filter on single fields of either
 direction (CTA_FILTER, Linux 5.8); an older kernel lists everything, so answers are compared
-here as well. An entry is removed by its original tuple.
+here as well. An entry is removed by the tuple of either direction, and by its number where one is
+given (which its successor may have too, if that got its memory).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from dataclasses import dataclass
 
 from dockpy.errors import KernelError
 from dockpy.network.nfnetlink import Netfilter, attributes
-from dockpy.network.nft import Family, attribute, nested
+from dockpy.network.nft import NESTED, Family, attribute, nested
 
 SUBSYSTEM = 1
 GET, DELETE = 1, 2
-TUPLE_ORIGINAL, TUPLE_REPLY, FILTER, ZONE = 1, 2, 25, 18
+TUPLE_ORIGINAL, TUPLE_REPLY, NUMBER, ZONE, FILTER = 1, 2, 12, 18, 25
 UDP = 17
 PROTOCOL_NUMBER, DESTINATION_PORT = 1 << 3, 1 << 5
 STEP = "list tracked connections"
@@ -42,11 +43,17 @@ class Tuple:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One connection: how it came, how its answers come, and the original tuple's bytes."""
+    """One connection: how it came, how its answers come, and what it is removed by.
+
+    Which of the two is to be removed by matters: the kernel may have made another connection since
+    it was listed. Who calls from the same port again has the original tuple of a connection that is
+    done, and another container's address in the reply.
+    """
 
     original: Tuple
     reply: Tuple
-    name: bytes
+    by_original: bytes
+    by_reply: bytes
 
     @property
     def translated(self) -> bool:
@@ -76,11 +83,13 @@ def parse_tuple(data: bytes) -> Tuple:
 
 def parse_entry(data: bytes) -> Entry:
     found = attributes(data)
-    name = attribute(TUPLE_ORIGINAL | 0x8000, found.get(TUPLE_ORIGINAL, b""))
-    if ZONE in found:
-        name += attribute(ZONE, found[ZONE])
+    original, reply = (found.get(one, b"") for one in (TUPLE_ORIGINAL, TUPLE_REPLY))
+    exact = b"".join(attribute(one, found[one]) for one in (NUMBER, ZONE) if one in found)
     return Entry(
-        parse_tuple(found.get(TUPLE_ORIGINAL, b"")), parse_tuple(found.get(TUPLE_REPLY, b"")), name
+        parse_tuple(original),
+        parse_tuple(reply),
+        attribute(TUPLE_ORIGINAL | NESTED, original) + exact,
+        attribute(TUPLE_REPLY | NESTED, reply) + exact,
     )
 
 
@@ -92,11 +101,12 @@ def udp_to(port: int) -> bytes:
 
 
 def forget_where(
-    netfilter: Netfilter, family: Family, wanted: Callable[[Entry], bool], narrowed: bytes = b""
+    netfilter: Netfilter, family: Family, wanted: Callable[[Entry], bytes], narrowed: bytes = b""
 ) -> int:
     """Remove the connections of a version of IP that `wanted` picks; gives their number.
 
-    `narrowed`: a filter for the kernel. A kernel without tracking has none to remove.
+    `wanted` gives what one is removed by, or nothing. `narrowed`: a filter for the kernel. A kernel
+    without tracking has none to remove.
     """
     try:
         bodies = netfilter.dump(GET, family, narrowed, STEP, SUBSYSTEM)
@@ -105,33 +115,31 @@ def forget_where(
             return 0
         raise
     count = 0
-    for entry in map(parse_entry, bodies):
-        if wanted(entry):
-            with contextlib.suppress(KernelError):  # ENOENT: it ended by itself
-                netfilter.request(SUBSYSTEM, DELETE, family, entry.name, "forget a connection")
-                count += 1
+    for name in filter(None, map(wanted, map(parse_entry, bodies))):
+        with contextlib.suppress(KernelError):  # ENOENT: it ended by itself
+            netfilter.request(SUBSYSTEM, DELETE, family, name, "forget a connection")
+            count += 1
     return count
 
 
 def forget_udp(netfilter: Netfilter, family: Family, port: int, container: bytes) -> int:
     """Remove UDP flows to that host port that lead to the container address, or nowhere else
     than where they were sent; flows to other containers or other hosts stay."""
-    return forget_where(
-        netfilter,
-        family,
-        lambda entry: (
-            entry.original.protocol == UDP
-            and entry.original.destination_port == port
-            and (entry.reply.source == container or not entry.translated)
-        ),
-        udp_to(port),
-    )
+
+    def wanted(entry: Entry) -> bytes:
+        there = entry.original.protocol == UDP and entry.original.destination_port == port
+        leads = entry.reply.source == container or not entry.translated
+        return entry.by_reply if there and leads else b""
+
+    return forget_where(netfilter, family, wanted, udp_to(port))
 
 
 def forget_addresses(netfilter: Netfilter, family: Family, gone: Collection[bytes]) -> int:
     """Remove all connections from or to containers that are no more."""
-    return forget_where(
-        netfilter,
-        family,
-        lambda entry: entry.original.source in gone or entry.reply.source in gone,
-    )
+
+    def wanted(entry: Entry) -> bytes:
+        if entry.original.source in gone:
+            return entry.by_original
+        return entry.by_reply if entry.reply.source in gone else b""
+
+    return forget_where(netfilter, family, wanted)
