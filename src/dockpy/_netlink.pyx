@@ -44,6 +44,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<net/if.h>" nogil:
     enum:
+        IFF_NOARP
         IFF_UP
 
 cdef extern from "<linux/rtnetlink.h>" nogil:
@@ -307,10 +308,11 @@ cdef void without_link_local(Talk *talk, int index, const char *name, size_t nam
     finish(talk)
 
 
-cdef void up(Talk *talk, int index, const char *name, size_t name_size) noexcept nogil:
+cdef void up(Talk *talk, int index, const char *name, size_t name_size, unsigned int more) noexcept nogil:
+    # With `more` flags.
     cdef ifinfomsg *link = change(talk, index, name, name_size)
-    link.ifi_flags = IFF_UP
-    link.ifi_change = IFF_UP
+    link.ifi_flags = IFF_UP | more
+    link.ifi_change = IFF_UP | more
     finish(talk)
 
 
@@ -416,9 +418,11 @@ def try_cable(
     )
     if reflect:
         reflecting(&outside, name, len(name))
-    # A port of a bridge needs no address, and what it announces arrives in the container.
+    # A port of a bridge needs no address, and what it announces arrives in the container. What the
+    # container sends to a group of the bridge's own (01:80:c2:00:00:0e) the host gets there, asked by
+    # no rule of the bridge: it learns no neighbours from that.
     without_link_local(&outside, 0, name, len(name))
-    up(&outside, 0, name, len(name))
+    up(&outside, 0, name, len(name), IFF_NOARP)
     for address, prefix, gateway in addresses:
         check_sizes(hardware, address, gateway, gateway_hardware)
         version6 = version6 or len(address) == 16
@@ -427,7 +431,7 @@ def try_cable(
         )
     if not version6:
         without_link_local(&inside, index, NULL, 0)
-    up(&inside, index, NULL, 0)
+    up(&inside, index, NULL, 0, 0)
     for address, prefix, gateway in addresses:
         addressed(&inside, index, address, len(address), prefix)
         if default_route:

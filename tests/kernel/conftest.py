@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from dockpy import Config, Runtime
+from dockpy.errors import KernelError
+from dockpy.network.nfnetlink import Netfilter
+from dockpy.network.nft import Family
 from engines import settled
 
 
@@ -42,3 +46,16 @@ def networked(warm_engine: Runtime, leaves_nothing: None) -> Iterator[Runtime]:
     for network in warm_engine.networks.all():
         if not network.default:
             warm_engine.networks.remove(network)
+
+
+@pytest.fixture
+def no_bridge_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without nftables for bridges."""
+    real = Netfilter.commit
+
+    def commit(self: Netfilter, messages: Sequence[bytes], step: str) -> None:
+        if any(one[16] == Family.BRIDGE for one in messages):  # nfgenmsg behind nlmsghdr
+            raise KernelError(step, errno.ENOENT)
+        real(self, messages, step)
+
+    monkeypatch.setattr(Netfilter, "commit", commit)

@@ -39,8 +39,14 @@ def world(module_leaves_nothing: None) -> Iterator[World]:
     name="firewall", autouse=True, params=[(24, 64), (16, 60)], ids=["blocks", "ranges"]
 )
 def opened(request: pytest.FixtureRequest, world: World) -> Iterator[Firewall]:
-    firewall = Firewall("dockpy-test")
     prefix, prefix6 = request.param
+    firewall = guarded(world, prefix, prefix6)
+    yield firewall
+    firewall.close(remove=True)
+
+
+def guarded(world: World, prefix: int = 24, prefix6: int = 64) -> Firewall:
+    firewall = Firewall("dockpy-test")
     with world.host.inside():
         firewall.open()
         for bridge in (
@@ -50,22 +56,32 @@ def opened(request: pytest.FixtureRequest, world: World) -> Iterator[Firewall]:
             firewall.attach(bridge)
             firewall.accept_loopback(bridge.name)
         firewall.allow(netns.BOX, netns.OTHER, netns.FAR)
-    yield firewall
-    firewall.close(remove=True)
+    return firewall
 
 
-def udp_packet(source: str, target: str, port: int, data: bytes) -> bytes:
+def udp_packet(source: str, target: str, port: int, data: bytes, source_port: int = 4000) -> bytes:
     """A whole IPv4 packet; the kernel fills in length and sum (raw(7))."""
-    udp = struct.pack("!HHHH", 4000, port, 8 + len(data), 0) + data
+    udp = struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data
     addresses = socket.inet_aton(source) + socket.inet_aton(target)
     return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + addresses + udp
 
 
-def send_as(sender: Namespace, source: str, target: str, port: int) -> None:
+def whole(packet: bytes) -> bytes:
+    """With its length and sum, for who sends frames."""
+    packet = packet[:2] + struct.pack("!H", len(packet)) + packet[4:]
+    total = sum(struct.unpack("!10H", packet[:20]))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return packet[:10] + struct.pack("!H", ~total & 0xFFFF) + packet[12:]
+
+
+def send_as(
+    sender: Namespace, source: str, target: str, port: int, source_port: int = 4000
+) -> None:
     with sender.inside():
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with raw:
-        raw.sendto(udp_packet(source, target, port, source.encode()), (target, 0))
+        raw.sendto(udp_packet(source, target, port, source.encode(), source_port), (target, 0))
 
 
 def arrives(receiver: socket.socket) -> bool:
@@ -164,6 +180,19 @@ def test_a_neighbour_who_pretends_to_be_a_container_is_not_heard(world: World) -
         assert not arrives(box)
         send_as(world.other, OTHER, BOX, 7101)
         assert arrives(box), "the one it pretended to be is heard"
+
+
+def test_a_neighbour_is_not_heard_in_what_a_container_and_the_host_say(world: World) -> None:
+    """Connections are tracked before it is known who sends."""
+    with world.host.datagrams(port=7118) as host, world.box.datagrams(port=7118) as box:
+        box.sendto(b"box", ("10.9.0.1", 7118))
+        assert host.recv(64) == b"box"
+        host.sendto(b"host", (BOX, 7118))
+        assert box.recv(64) == b"host"
+        send_as(world.lan, BOX, "10.9.0.1", 7118, 7118)
+        send_as(world.lan, "172.30.0.1", BOX, 7118, 7118)
+        assert not arrives(host)
+        assert not arrives(box)
 
 
 def test_a_neighbour_does_not_reach_the_hosts_loopback(world: World) -> None:
@@ -328,3 +357,42 @@ def test_who_has_an_address_is_free_again_once_it_is_forgotten(
     with world.other.datagrams(port=7107) as other:
         send_as(world.box, BOX, OTHER, 7107)
         assert not arrives(other)
+
+
+@pytest.mark.parametrize("last", [0, 1, 2, 3, 0xE, 0xF])
+def test_a_container_is_not_heard_past_the_bridge(world: World, last: int) -> None:
+    """A bridge asks no rule about frames for most groups of its own, and the host gets them from
+    the cable."""
+    group = b"\x01\x80\xc2\0\0" + bytes([last])
+    with world.host.datagrams("::", 7115) as host:
+        for source in ("10.9.0.77", OTHER, "172.30.0.1"):
+            packet = whole(udp_packet(source, "10.9.0.1", 7115, source.encode()))
+            send_frame(world.box, group + hardware(world.box) + b"\x08\x00" + packet)
+        for source in ("fd09::77", OTHER6, "fd30::1"):
+            send_frame(world.box, udp6_frame(world.box, source, "fd09::1", 7115, group))
+        send_as(world.box, BOX, "10.9.0.1", 7115)
+        assert heard(host, BOX) == [BOX]
+
+
+def test_where_bridges_have_no_tables_a_container_keeps_to_its_network(
+    world: World, firewall: Firewall, request: pytest.FixtureRequest
+) -> None:
+    firewall.close(remove=True)
+    request.getfixturevalue("no_bridge_tables")
+    with contextlib.closing(guarded(world)) as unbridged:
+        with world.lan.datagrams(port=7116) as lan, world.host.datagrams(port=7116) as host:
+            # A flow of the neighbour with the host: its packets are known.
+            lan.sendto(b"10.9.0.2", ("10.9.0.1", 7116))
+            host.sendto(b"10.9.0.1", ("10.9.0.2", 7116))
+            assert heard(lan, "10.9.0.1") == ["10.9.0.1"]
+            for source in ("10.9.0.1", "192.0.2.7", FAR, BOX):
+                send_as(world.box, source, "10.9.0.2", 7116, 7116)
+            for source in ("10.9.0.2", "192.0.2.7", FAR, BOX):
+                send_as(world.box, source, "10.9.0.1", 7116, 7116)
+            assert heard(lan, BOX) == [BOX]
+            assert heard(host, BOX) == ["10.9.0.2", BOX]
+        world.box.set("ipv4/conf/all/route_localnet", "1")
+        world.box.ip("route replace 127.0.0.9/32 via 172.30.0.1")
+        with world.host.listen(7117, "127.0.0.1"):
+            assert not world.box.reaches("127.0.0.9", 7117)
+        unbridged.close(remove=True)

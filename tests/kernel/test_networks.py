@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -99,6 +100,26 @@ def test_a_container_has_an_address_a_route_and_its_name_in_etc_hosts(runtime: R
 
 def test_neighbours_are_known_and_never_asked_for(runtime: Runtime) -> None:
     assert "PERMANENT" in output(runtime, "ip neigh")
+
+
+def test_the_host_learns_no_neighbours_past_the_bridge(runtime: Runtime) -> None:
+    """Frames for a group of the bridge's own arrive at the host's end of the cable; there would be
+    room for 1,024 neighbours of the whole host."""
+    with running(runtime) as container:
+        there = Namespace(own=False, process=str(container.state.pid))
+        with closing(there), there.inside():
+            link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            link.bind(("eth0", 0))
+        own = link.getsockname()[4]
+        gateway = socket.inet_aton(str(next(runtime.networks.get("bridge").segments()).gateway))
+        with link:
+            for last in (0, 2, 3, 0xE):
+                who = own + socket.inet_aton(f"10.1.2.{last}")
+                ask_for = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + who + bytes(6) + gateway
+                link.send(b"\x01\x80\xc2\0\0" + bytes([last]) + own + b"\x08\x06" + ask_for)
+        here = Namespace(own=False)
+        with closing(here):
+            assert "10.1.2." not in here.run("ip", "neigh")
 
 
 def test_containers_reach_each_other_and_the_host_reaches_them(runtime: Runtime) -> None:

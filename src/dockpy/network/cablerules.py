@@ -53,8 +53,8 @@ def bridge_sets() -> tuple[Set, ...]:
 
 def cable_guard() -> tuple[Rule, ...]:
     """What a container may put on its cable: frames from its own hardware address, IPv4 and ARP
-    with its own addresses, IPv6 with its own or a link-local one; neighbour discovery while it has
-    none, and for itself alone; never the part of a router.
+    with its own addresses but nothing to the host's loopback, IPv6 with its own or a link-local
+    one; neighbour discovery while it has none, and for itself alone; never the part of a router.
 
     ICMPv6 is found behind extension headers too. In fragments it is not: the kernel itself takes
     no neighbour discovery out of those (RFC 6980).
@@ -65,10 +65,11 @@ def cable_guard() -> tuple[Rule, ...]:
 
     name = meta(Meta.IIFNAME)
 
-    def own4(ether_type: int, hardware: bytes, address: int) -> Rule:
+    def own4(ether_type: int, hardware: bytes, address: int, *but: bytes) -> Rule:
         """The hardware address and the one at that offset belong to the cable."""
         there = payload(Base.NETWORK, address, V4.length, QUARTER + 6)
-        return (*spoken(ether_type), name, hardware, there, within(members(V4)), verdict(ACCEPT))
+        belongs = (name, hardware, there, within(members(V4)))
+        return (*spoken(ether_type), *belongs, *but, verdict(ACCEPT))
 
     sender = payload(Base.LINK, 6, 6, QUARTER + 4)
     arp_sender = payload(Base.NETWORK, 8, 6, QUARTER + 4)
@@ -77,6 +78,8 @@ def cable_guard() -> tuple[Rule, ...]:
     def message(kind: int) -> tuple[bytes, ...]:
         return (*icmp, payload(Base.TRANSPORT, 0, 1), equal(bytes([kind])))
 
+    first = payload(Base.NETWORK, V4.destination, 1)
+    not_to_loopback = (first, different(b"\x7f"))
     # Whose hardware address is told is at 8; link-local ones are nobody's in particular.
     claimed = (
         payload(Base.TRANSPORT, 8, 2),
@@ -88,7 +91,7 @@ def cable_guard() -> tuple[Rule, ...]:
     )
     return (
         # Nearly every frame: a port of ours is not looked for first.
-        own4(V4.ether_type, sender, V4.source),
+        own4(V4.ether_type, sender, V4.source, *not_to_loopback),
         (name, outside(PORTS), verdict(ACCEPT)),
         (name, sender, outside(CARDS), counter(), verdict(DROP)),
         own4(ARP, arp_sender, 14),

@@ -149,8 +149,6 @@ def of_ports(published: Iterable[Published], addresses: Sequence[str]) -> list[E
                 continue
             key = concatenated(packed(one.address), number, host_port)
             found.append(Entry(Family.INET, rules.at_map(protocol), Element(key, value)))
-            if protocol is rules.V4 and key[0] == 127:
-                found.append(Entry(Family.INET, rules.LOOPBACK, Element(key)))
     return found
 
 

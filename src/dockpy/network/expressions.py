@@ -18,6 +18,8 @@ DROP, ACCEPT = 0, 1
 GOTO = -4 & 0xFFFFFFFF
 INVALID, ESTABLISHED, RELATED = 0x1, 0x2, 0x4
 DNAT_STATUS = 0x20
+MULTICAST = 2
+"""PACKET_MULTICAST: sent to a group of the link."""
 LOCAL = 2
 """RTN_LOCAL: an address of this host."""
 
@@ -25,7 +27,7 @@ LOCAL = 2
 class Meta(IntEnum):
     """What `meta` can load."""
 
-    PROTOCOL, IIFNAME, OIFNAME, NFPROTO, L4PROTO = 1, 6, 7, 15, 16
+    PROTOCOL, IIFNAME, OIFNAME, NFPROTO, L4PROTO, PACKET_TYPE = 1, 6, 7, 15, 16, 19
 
 
 class Base(IntEnum):

@@ -5,21 +5,26 @@ packet meets the same few rules whether one port is published or a thousand.
 
 The inet table, by the order in which a packet meets it:
 
-    guard      prerouting, raw      before connections are tracked; needs no state to be right
-    inside     from guard           the same for what comes from a bridge of the engine
-    claimed    from guard           the few packets with an address that is the engine's alone
+    inside     prerouting, raw      only without a bridges' table: what a bridge may send
     publish    prerouting, dstnat   published ports: traffic from elsewhere and from containers
     local      output, dstnat       published ports: this host's own traffic, localhost too
-    forward    forward, filter      who may reach whom
+    input      input, filter        what is for this host itself
+    claimed    from input           the few of them with an address that is the engine's alone
+    answers    from input           what a bridge sends to this host's loopback addresses
+    forward    forward, filter      what is for others: nobody has a container's address but it
+    home       from forward         the source is a container's address
+    reach      from forward, home   who may reach whom
     leave      postrouting, srcnat  masquerade where an answer could not find back
 
-A name that ends in 6 is the part of a chain for IPv6. The bridges' table is in `cablerules`.
-Docker's and iptables' rules are in tables of their own; all tables judge every packet, and each
-may drop it.
+A name that ends in 6 is the part of a chain for IPv6. The bridges' table is in `cablerules`: that
+is where a container's source addresses are checked. Docker's and iptables' rules are in tables of
+their own; all tables judge every packet, and each may drop it.
 
-Every packet pays for `guard` and `inside`, so what nearly all of them need comes first there, and
-a look-up by hash stands before the one among ranges: that one (nft_set_pipapo_avx2.c) saves the
-processor's vector registers first, and costs more than all the other rules together.
+Every packet between a container and others pays for `forward`, and a container's for `home`. So
+nothing is looked for before connections are tracked (any rule there costs more than all of these),
+the name of an interface, which must be copied and hashed, only behind an address of the engine's,
+and a look-up by hash stands before the one among ranges: that one (nft_set_pipapo_avx2.c) saves
+the processor's vector registers first, and costs more than all the other rules together.
 
 Why each part is as it is: docs/network.md and docs/decisions/0012-firewall.md.
 """
@@ -34,6 +39,7 @@ from dockpy.network.expressions import (
     DROP,
     ESTABLISHED,
     INVALID,
+    MULTICAST,
     QUARTER,
     REGISTER,
     RELATED,
@@ -60,6 +66,9 @@ from dockpy.network.nft import Chain, Family, Hook, Set, Table, Type, interface
 
 Rule = tuple[bytes, ...]
 
+DROPPED: Rule = (counter(), verdict(DROP))
+KNOWN: Rule = (*connection(Ct.STATE, ESTABLISHED | RELATED), verdict(ACCEPT))
+"""A packet of a connection that was allowed when it began."""
 RAW, FILTER, DSTNAT, SRCNAT = -300, 0, -100, 100
 IPV4, IPV6 = Family.IPV4, Family.IPV6
 
@@ -117,12 +126,10 @@ TOGETHER = "together"
 """Pairs of bridges whose containers may talk: a bridge and itself."""
 OTHERS = "others"
 """Bridges of other engines that only a chain's default keeps from being reached."""
-GUARD, INSIDE, PUBLISH, LEAVE = "guard", "inside", "publish", "leave"
+INSIDE, PUBLISH, INPUT, CLAIMED = "inside", "publish", "input", "claimed"
+FORWARD, HOME, LEAVE = "forward", "home", "leave"
 """Chains with a part for IPv6 of its own, whose name ends in 6."""
-CLAIMED = "claimed"
-"""The chain for packets with an address that is the engine's alone."""
-LOOPBACK = "loopback4"
-"""The keys of `at4` with an address of 127.0.0.0/8."""
+ANSWERS, REACH = "answers", "reach"
 
 
 def any_map(protocol: Protocol) -> str:
@@ -166,7 +173,6 @@ def inet_sets() -> tuple[Set, ...]:
         Set(INTERNAL, (Type.INTERFACE,)),
         Set(OTHERS, (Type.INTERFACE,)),
         Set(TOGETHER, (Type.INTERFACE, Type.INTERFACE)),
-        Set(LOOPBACK, (Type.ADDRESS4, Type.PROTOCOL, Type.SERVICE)),
     ]
     for one in PROTOCOLS:
         value = (one.kind, Type.SERVICE)
@@ -193,18 +199,31 @@ def to_bridge() -> tuple[bytes, ...]:
     return meta(Meta.OIFNAME), within(BRIDGES)
 
 
-def part6(chain: str) -> str:
-    """The chain's part for IPv6."""
-    return f"{chain}6"
+def part(chain: str, protocol: Protocol) -> str:
+    """The chain for that version."""
+    return f"{chain}6" if protocol is V6 else chain
 
 
 def to_part6(chain: str) -> Rule:
-    return (*V6.spoken(), goto(part6(chain)))
+    return (*V6.spoken(), goto(part(chain, V6)))
 
 
 def to_loopback() -> tuple[bytes, ...]:
     """The destination of an IPv4 packet is an address of 127.0.0.0/8."""
     return payload(Base.NETWORK, V4.destination, 1), equal(b"\x7f")
+
+
+def past_the_bridge() -> tuple[bytes, ...]:
+    """To a group of bridges themselves, 01:80:c2:00:00:0X (802.1Q, 8.6.3). Most of those the host
+    gets from the cable and not from the bridge (br_handle_frame), whose rules never see them. IP is
+    nothing that belongs there, so it does not matter who sends it."""
+    return (
+        meta(Meta.PACKET_TYPE),
+        equal(bytes([MULTICAST])),
+        payload(Base.LINK, 0, 6),
+        masked(b"\xff\xff\xff\xff\xff\xf0"),
+        equal(b"\x01\x80\xc2\0\0\0"),
+    )
 
 
 def from_link_local() -> tuple[bytes, ...]:
@@ -221,73 +240,82 @@ def _at_key(protocol: Protocol) -> tuple[bytes, ...]:
     )
 
 
-def guard() -> tuple[Rule, ...]:
-    """What is refused without looking at connections: it holds for their packets too.
-
-    From elsewhere than a bridge, the loopback interface apart: no container's address at either
-    end (a neighbour who routes to it, or pretends to be it), and no loopback address that a
-    port is published on. Every packet the host gets comes here, so a bridge is looked for once.
-    """
-    return (
-        (*from_bridge(), goto(INSIDE)),
-        to_part6(GUARD),
-        *_strangers(V4),
-        (*to_loopback(), *_at_key(V4), within(LOOPBACK), goto(CLAIMED)),
-    )
-
-
-def guard6() -> tuple[Rule, ...]:
-    """The same for IPv6, where the kernel itself lets no loopback address in."""
-    return _strangers(V6)
-
-
-def _strangers(protocol: Protocol) -> tuple[Rule, ...]:
-    """A container's address at either end."""
-    return tuple(
-        (load, within(subnets(protocol)), goto(CLAIMED))
-        for load in (protocol.load_destination(), protocol.load_source())
-    )
-
-
-def claimed() -> tuple[Rule, ...]:
-    """Who uses such an address: the host itself, or somebody who may not."""
-    return (
-        (meta(Meta.IIFNAME), equal(interface("lo")), verdict(ACCEPT)),
-        (verdict(DROP),),
-    )
-
-
 def inside() -> tuple[Rule, ...]:
     """What a bridge may send: from addresses of its own network, or without an address, and never
-    to the host's loopback."""
+    to the host's loopback. For kernels where it cannot be said at the bridge."""
     return (
+        (meta(Meta.IIFNAME), outside(BRIDGES), verdict(ACCEPT)),
         to_part6(INSIDE),
-        (*to_loopback(), verdict(DROP)),
-        *_at_home(V4),
-        (counter(), verdict(DROP)),
+        (*to_loopback(), *DROPPED),
+        *_at_home(V4, verdict(ACCEPT)),
+        DROPPED,
     )
 
 
 def inside6() -> tuple[Rule, ...]:
     """The same for IPv6, where a link-local address is right too."""
-    link_local = (*from_link_local(), verdict(ACCEPT))
-    unspecified = (V6.load_source(), equal(bytes(16)), verdict(ACCEPT))
-    return (*_at_home(V6), link_local, unspecified, (counter(), verdict(DROP)))
+    return (*_at_home(V6, verdict(ACCEPT)), *_without_network(), DROPPED)
 
 
-def _at_home(protocol: Protocol) -> tuple[Rule, ...]:
+def arriving(protocol: Protocol) -> tuple[Rule, ...]:
+    """What this host gets for itself. A container's address at either end, or the bridge's, means
+    a container; what a bridge sends from another address begins no connection. To ::1 the kernel
+    itself lets nothing in."""
+    claim = goto(part(CLAIMED, protocol))
+    first = (
+        (*past_the_bridge(), *DROPPED),
+        to_part6(INPUT),
+        (*to_loopback(), *from_bridge(), goto(ANSWERS)),
+    )
+    return (
+        *(first if protocol is V4 else ()),
+        (protocol.load_destination(), within(subnets(protocol)), claim),
+        (protocol.load_source(), within(subnets(protocol)), claim),
+        KNOWN,
+        *(_without_network() if protocol is V6 else ()),
+        (*from_bridge(), *DROPPED),
+    )
+
+
+def claimed(protocol: Protocol) -> tuple[Rule, ...]:
+    """Who uses such an address: the host itself, a container of that network, or somebody who
+    may not (a neighbour who routes to it, or pretends to be it)."""
+    link_local = (*from_link_local(), *from_bridge(), verdict(ACCEPT))
+    return (
+        (meta(Meta.IIFNAME), equal(interface("lo")), verdict(ACCEPT)),
+        *_at_home(protocol, verdict(ACCEPT)),
+        *((link_local,) if protocol is V6 else ()),
+        DROPPED,
+    )
+
+
+def answers() -> tuple[Rule, ...]:
+    """A bridge sends to loopback addresses (which `route_localnet` allows there) what answers a
+    client of a published port, and nothing else."""
+    return ((*connection(Ct.STATUS, DNAT_STATUS), verdict(ACCEPT)), DROPPED)
+
+
+def _at_home(protocol: Protocol, then: bytes) -> tuple[Rule, ...]:
     """The source belongs to the bridge's network."""
     bridge = meta(Meta.IIFNAME, protocol.after())
     source = protocol.load_source()
     return (
-        (source, masked(protocol.block_mask), bridge, within(near(protocol)), verdict(ACCEPT)),
-        (source, bridge, within(homes(protocol)), verdict(ACCEPT)),
+        (source, masked(protocol.block_mask), bridge, within(near(protocol)), then),
+        (source, bridge, within(homes(protocol)), then),
     )
 
 
-def published() -> tuple[Rule, ...]:
+def _without_network() -> tuple[Rule, ...]:
+    """What IPv6 needs on a link before and beside addresses of the network's range."""
+    return (
+        (*from_link_local(), verdict(ACCEPT)),
+        (V6.load_source(), equal(bytes(16)), verdict(ACCEPT)),
+    )
+
+
+def published(*first: Rule) -> tuple[Rule, ...]:
     """Where a published port leads. One look-up for each map, whatever is in it."""
-    return (to_part6(PUBLISH), *_leads(V4))
+    return (to_part6(PUBLISH), *first, *_leads(V4))
 
 
 def published6(loopback6: bool) -> tuple[Rule, ...]:
@@ -314,21 +342,38 @@ def _leads(protocol: Protocol, to_any: Rule = ()) -> tuple[Rule, ...]:
     )
 
 
-def forward() -> tuple[Rule, ...]:
+def forward(protocol: Protocol) -> tuple[Rule, ...]:
+    """What passes through this host. A container's address is the container's alone; what a
+    bridge sends from another one begins no connection (from a cable nothing of that comes)."""
+    return (
+        *((to_part6(FORWARD),) if protocol is V4 else ()),
+        (protocol.load_source(), within(subnets(protocol)), goto(part(HOME, protocol))),
+        KNOWN,
+        (*from_bridge(), *DROPPED),
+        (goto(REACH),),
+    )
+
+
+def home(protocol: Protocol) -> tuple[Rule, ...]:
+    """The source is an address of the engine's networks: it comes from that network's bridge."""
+    return (*_at_home(protocol, goto(REACH)), DROPPED)
+
+
+def reach() -> tuple[Rule, ...]:
     """Who may reach whom: containers the outside, everybody what is published, containers of
     one network each other. What does not concern a bridge of the engine is left alone."""
     return (
-        (*connection(Ct.STATE, ESTABLISHED | RELATED), verdict(ACCEPT)),
+        KNOWN,
         (*to_bridge(), *connection(Ct.STATUS, DNAT_STATUS), verdict(ACCEPT)),
         # Would leave without the masquerade its connection has.
-        (*from_bridge(), *connection(Ct.STATE, INVALID), counter(), verdict(DROP)),
+        (*from_bridge(), *connection(Ct.STATE, INVALID), *DROPPED),
         (
             meta(Meta.IIFNAME),
             meta(Meta.OIFNAME, QUARTER + 4),
             within(TOGETHER),
             verdict(ACCEPT),
         ),
-        (*to_bridge(), counter(), verdict(DROP)),
+        (*to_bridge(), *DROPPED),
         (
             *from_bridge(),
             meta(Meta.OIFNAME),
@@ -337,7 +382,7 @@ def forward() -> tuple[Rule, ...]:
             counter(),
             verdict(DROP),
         ),
-        (meta(Meta.IIFNAME), within(INTERNAL), counter(), verdict(DROP)),
+        (meta(Meta.IIFNAME), within(INTERNAL), *DROPPED),
         *(
             (
                 *one.spoken(),
@@ -389,19 +434,28 @@ def _answered(protocol: Protocol) -> tuple[Rule, ...]:
 # -- the tables --------------------------------------------------------------------------------
 
 
-def inet_table(name: str, *, loopback6: bool) -> Table:
-    """The engine's table for packets."""
+def inet_table(name: str, *, loopback6: bool, guarded: bool = True) -> Table:
+    """The engine's table for packets. `guarded`: the bridges' table is there too."""
+    unguarded = (
+        Chain(INSIDE, inside(), "filter", Hook.PREROUTING, RAW),
+        Chain(part(INSIDE, V6), inside6()),
+    )
+    # A loopback address is reached from this host alone, which `local` sees.
+    not_to_loopback = (*to_loopback(), verdict(ACCEPT))
     chains = (
-        Chain(GUARD, guard(), "filter", Hook.PREROUTING, RAW),
-        Chain(part6(GUARD), guard6()),
-        Chain(CLAIMED, claimed()),
-        Chain(INSIDE, inside()),
-        Chain(part6(INSIDE), inside6()),
-        Chain(PUBLISH, published(), "nat", Hook.PREROUTING, DSTNAT),
+        *(() if guarded else unguarded),
+        Chain(PUBLISH, published(not_to_loopback), "nat", Hook.PREROUTING, DSTNAT),
         Chain("local", published(), "nat", Hook.OUTPUT, DSTNAT),
-        Chain(part6(PUBLISH), published6(loopback6)),
-        Chain("forward", forward(), "filter", Hook.FORWARD, FILTER),
+        Chain(part(PUBLISH, V6), published6(loopback6)),
+        Chain(INPUT, arriving(V4), "filter", Hook.INPUT, FILTER),
+        Chain(part(INPUT, V6), arriving(V6)),
+        Chain(ANSWERS, answers()),
+        Chain(FORWARD, forward(V4), "filter", Hook.FORWARD, FILTER),
+        Chain(part(FORWARD, V6), forward(V6)),
+        Chain(REACH, reach()),
+        *(Chain(part(CLAIMED, one), claimed(one)) for one in PROTOCOLS),
+        *(Chain(part(HOME, one), home(one)) for one in PROTOCOLS),
         Chain(LEAVE, leave(), "nat", Hook.POSTROUTING, SRCNAT),
-        Chain(part6(LEAVE), leave6(loopback6)),
+        Chain(part(LEAVE, V6), leave6(loopback6)),
     )
     return Table(Family.INET, name, inet_sets(), chains)

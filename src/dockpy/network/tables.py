@@ -35,6 +35,7 @@ class Tables:
         self._netfilter = netfilter
         self._name = name
         self._tables = [rules.inet_table(name, loopback6=loopback6), cablerules.bridge_table(name)]
+        self._alone = rules.inet_table(name, loopback6=loopback6, guarded=False)
         self._wanted: dict[Place, Element] = {}
         self._unclaimed: set[Place] = set()
         self._made: dict[Family, object] = {}
@@ -83,15 +84,15 @@ class Tables:
     def install(self) -> None:
         """Make the tables with all that is wanted, in place of what there is, at one moment.
 
-        A kernel without bridge tables gets the packets' table alone. KernelError otherwise.
+        A kernel without bridge tables gets the packets' table alone, which then says itself what
+        a bridge may send. KernelError otherwise.
         """
         try:
             self._netfilter.commit(self._whole(), "make the firewall's tables")
         except KernelError as error:
-            without = [table for table in self._tables if table.family is not Family.BRIDGE]
-            if error.errno not in (*MISSING, errno.EOPNOTSUPP) or without == self._tables:
+            if error.errno not in (*MISSING, errno.EOPNOTSUPP) or self._tables == [self._alone]:
                 raise
-            refused, self._tables = self._tables, without
+            refused, self._tables = self._tables, [self._alone]
             try:
                 self._netfilter.commit(self._whole(), "make the firewall's tables")
             except KernelError:
