@@ -145,9 +145,14 @@ class World:
             "addr add 172.31.0.1/16 dev dockpy1",
             *(f"link set {name} up" for name in ("dockpy0", "dockpy1", "eth0")),
             *(f"link set {name} master {bridge}" for name, bridge in _CABLES.items()),
-            *(f"link set {name} up" for name in _CABLES),
-            *(f"link set {name} type bridge_slave hairpin {hairpin}" for name in _CABLES),
+            *(f"link set {name} arp off up" for name in _CABLES),
+            *(
+                f"link set {name} type bridge_slave hairpin {hairpin} learning off"
+                for name in _CABLES
+            ),
         )
+        for name in _CABLES:
+            self.host.run("bridge", "fdb", "add", _HARDWARE[name], "dev", name, "master", "static")
         for end, one in (("ceth0", self.lan), ("cv2", self.box), ("cv3", self.other)):
             self._move(end, one)
         self._move("cw2", self.far)

@@ -2,6 +2,7 @@ def try_cable(
     host: int,
     namespace: int,
     name: bytes,
+    number: int,
     master: int,
     index: int,
     inner_name: bytes,

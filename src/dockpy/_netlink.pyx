@@ -36,6 +36,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *data, size_t size, int flags)
     ssize_t recv(int fd, void *data, size_t size, int flags)
     enum:
+        AF_BRIDGE
         AF_INET
         AF_INET6
         AF_NETLINK
@@ -108,6 +109,8 @@ cdef extern from "<linux/neighbour.h>" nogil:
     enum:
         NDA_DST
         NDA_LLADDR
+        NTF_MASTER
+        NUD_NOARP
         NUD_PERMANENT
 
 cdef extern from "<linux/if_addr.h>" nogil:
@@ -121,6 +124,7 @@ cdef extern from "<linux/if_link.h>" nogil:
     enum:
         IFLA_ADDRESS
         IFLA_AF_SPEC
+        IFLA_BRPORT_LEARNING
         IFLA_BRPORT_MODE
         IFLA_IFNAME
         IFLA_INET6_ADDR_GEN_MODE
@@ -237,10 +241,10 @@ cdef void neighbour(
 
 
 cdef void veth(
-    Talk *talk, const char *name, size_t name_size, int master, int namespace, int index,
+    Talk *talk, const char *name, size_t name_size, int number, int master, int namespace, int index,
     const char *inner_name, size_t inner_size, const char *hardware, uint32_t mtu,
 ) noexcept nogil:
-    # The pair: our end on the bridge, the other in the namespace under its number.
+    # The pair: our end on the bridge under its number, the other in the namespace under its own.
     cdef ifinfomsg *link = <ifinfomsg *> begin(
         talk, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, sizeof(ifinfomsg)
     )
@@ -248,6 +252,7 @@ cdef void veth(
     cdef size_t data
     cdef size_t peer
     cdef ifinfomsg *inside
+    link.ifi_index = number
     put(talk, IFLA_IFNAME, name, name_size + 1)
     put(talk, IFLA_MASTER, &master, 4)
     if mtu:
@@ -269,48 +274,56 @@ cdef void veth(
     finish(talk)
 
 
-cdef ifinfomsg *change(Talk *talk, int index, const char *name, size_t name_size) noexcept nogil:
-    # A message about a link that is there, by its number, or by its name where that is 0.
+cdef ifinfomsg *change(Talk *talk, int index) noexcept nogil:
+    # A message about a link that is there.
     cdef ifinfomsg *link = <ifinfomsg *> begin(talk, RTM_NEWLINK, 0, sizeof(ifinfomsg))
     link.ifi_index = index
-    if index == 0:
-        put(talk, IFLA_IFNAME, name, name_size + 1)
     return link
 
 
-cdef void reflecting(Talk *talk, const char *name, size_t name_size) noexcept nogil:
-    # The bridge may send a frame back over the cable it came from. Only a link that is there can be
-    # told so, hence a message of its own.
+cdef void port(Talk *talk, bint reflect) noexcept nogil:
+    # Attributes of a link on a bridge: the bridge learns nothing from what comes from it; `reflect`: a
+    # frame may go back over it. Only a link that is there can be told so.
     cdef uint8_t on = 1
-    cdef size_t info
+    cdef uint8_t off = 0
+    cdef size_t info = put(talk, IFLA_LINKINFO, NULL, 0)
     cdef size_t data
-    change(talk, 0, name, name_size)
-    info = put(talk, IFLA_LINKINFO, NULL, 0)
     put(talk, IFLA_INFO_SLAVE_KIND, b"bridge", 7)
     data = put(talk, IFLA_INFO_SLAVE_DATA, NULL, 0)
-    put(talk, IFLA_BRPORT_MODE, &on, 1)
+    put(talk, IFLA_BRPORT_LEARNING, &off, 1)
+    if reflect:
+        put(talk, IFLA_BRPORT_MODE, &on, 1)
     seal(talk, data)
     seal(talk, info)
-    finish(talk)
 
 
-cdef void without_link_local(Talk *talk, int index, const char *name, size_t name_size) noexcept nogil:
-    # No fe80:: address when the link comes up: nobody speaks IPv6 there, and nothing is announced.
+cdef void without_link_local(Talk *talk) noexcept nogil:
+    # Attributes of a link: no fe80:: address when it comes up. Nobody speaks IPv6 there, and nothing is
+    # announced.
     cdef uint8_t mode = IN6_ADDR_GEN_MODE_NONE
-    cdef size_t spec
-    cdef size_t version
-    change(talk, index, name, name_size)
-    spec = put(talk, IFLA_AF_SPEC, NULL, 0)
-    version = put(talk, AF_INET6, NULL, 0)
+    cdef size_t spec = put(talk, IFLA_AF_SPEC, NULL, 0)
+    cdef size_t version = put(talk, AF_INET6, NULL, 0)
     put(talk, IFLA_INET6_ADDR_GEN_MODE, &mode, 1)
     seal(talk, version)
     seal(talk, spec)
+
+
+cdef void found_at(Talk *talk, int index, const char *hardware) noexcept nogil:
+    # The bridge sends what is for that hardware address to that port of it, and so for ever.
+    cdef ndmsg *entry = <ndmsg *> begin(
+        talk, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, sizeof(ndmsg)
+    )
+    entry.ndm_family = AF_BRIDGE
+    entry.ndm_ifindex = index
+    entry.ndm_state = NUD_NOARP
+    entry.ndm_flags = NTF_MASTER
+    put(talk, NDA_LLADDR, hardware, 6)
     finish(talk)
 
 
-cdef void up(Talk *talk, int index, const char *name, size_t name_size, unsigned int more) noexcept nogil:
+cdef void up(Talk *talk, int index, unsigned int more) noexcept nogil:
     # With `more` flags.
-    cdef ifinfomsg *link = change(talk, index, name, name_size)
+    cdef ifinfomsg *link = change(talk, index)
     link.ifi_flags = IFF_UP | more
     link.ifi_change = IFF_UP | more
     finish(talk)
@@ -387,19 +400,19 @@ cdef int check_sizes(bytes hardware, bytes address, bytes gateway, bytes gateway
 
 
 def try_cable(
-    int host, int namespace, bytes name not None, int master, int index, bytes inner_name not None,
-    bytes hardware not None, bytes gateway_hardware not None,
+    int host, int namespace, bytes name not None, int number, int master, int index,
+    bytes inner_name not None, bytes hardware not None, bytes gateway_hardware not None,
     list addresses not None, bint default_route, unsigned int mtu, unsigned int route_mtu,
     bint reflect,
 ):
     """Lay a cable: (0, 0), or (number of the refused message from 1, errno).
 
-    `host` is a rtnetlink socket of the bridge's namespace, `master` the bridge's number, `index`
-    the number the link gets inside. `addresses`: (address, prefix length, gateway), one of each
-    version at most. `mtu` is the link's largest packet and `route_mtu` the default route's, 0 for
-    the kernel's own choice. `reflect`: the bridge may send frames back where they came from; that
-    is message 2, before the addresses'. Messages 1 to 9 are the host's, from 11 on the container's.
-    After a failure the host end may be there: `try_remove_link`.
+    `host` is a rtnetlink socket of the bridge's namespace, `master` the bridge's number, `number` and
+    `index` those which the link's ends get outside and inside: EEXIST for message 1 where another link
+    has one of them. `addresses`: (address, prefix length, gateway), one of each version at most. `mtu`
+    is the link's largest packet and `route_mtu` the default route's, 0 for the kernel's own choice.
+    `reflect`: the bridge may send frames back where they came from. Messages 1 to 9 are the host's,
+    from 11 on the container's. After a failure the host end may be there: `try_remove_link`.
     """
     cdef Talk outside
     cdef Talk inside
@@ -414,15 +427,18 @@ def try_cable(
     memset(&outside, 0, sizeof(Talk))
     memset(&inside, 0, sizeof(Talk))
     veth(
-        &outside, name, len(name), master, namespace, index, inner_name, len(inner_name), hardware, mtu
+        &outside, name, len(name), number, master, namespace, index, inner_name, len(inner_name),
+        hardware, mtu,
     )
-    if reflect:
-        reflecting(&outside, name, len(name))
-    # A port of a bridge needs no address, and what it announces arrives in the container. What the
-    # container sends to a group of the bridge's own (01:80:c2:00:00:0e) the host gets there, asked by
-    # no rule of the bridge: it learns no neighbours from that.
-    without_link_local(&outside, 0, name, len(name))
-    up(&outside, 0, name, len(name), IFF_NOARP)
+    change(&outside, number)
+    port(&outside, reflect)
+    # A port of a bridge needs no address, and what it announces arrives in the container.
+    without_link_local(&outside)
+    finish(&outside)
+    found_at(&outside, number, hardware)
+    # What the container sends to a group of the bridge's own (01:80:c2:00:00:0e) the host gets there,
+    # asked by no rule of the bridge: it learns no neighbours from that.
+    up(&outside, number, IFF_NOARP)
     for address, prefix, gateway in addresses:
         check_sizes(hardware, address, gateway, gateway_hardware)
         version6 = version6 or len(address) == 16
@@ -430,8 +446,10 @@ def try_cable(
             &outside, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, master, address, len(address), hardware
         )
     if not version6:
-        without_link_local(&inside, index, NULL, 0)
-    up(&inside, index, NULL, 0, 0)
+        change(&inside, index)
+        without_link_local(&inside)
+        finish(&inside)
+    up(&inside, index, 0)
     for address, prefix, gateway in addresses:
         addressed(&inside, index, address, len(address), prefix)
         if default_route:

@@ -305,19 +305,6 @@ def test_a_container_cannot_take_an_address_by_neighbour_discovery(world: World)
             assert hardware(world.box).hex(":") not in line
 
 
-def test_a_container_cannot_have_anothers_frames_sent_to_itself(world: World) -> None:
-    """A bridge sends to where it last saw a hardware address as the sender."""
-    victim = hardware(world.other)
-    frame = udp_packet(BOX, "172.30.0.200", 7112, b"mine")
-    with world.other.datagrams(port=7112) as other, world.host.datagrams() as host:
-        for _ in range(3):
-            send_frame(world.box, b"\xff" * 6 + victim + b"\x08\x00" + frame)
-        learnt = world.host.run("bridge", "fdb", "show", "br", "dockpy0").splitlines()
-        assert not [line for line in learnt if victim.hex(":") in line and "dev v2 " in line]
-        host.sendto(b"for other", (OTHER, 7112))
-        assert arrives(other)
-
-
 @pytest.mark.parametrize("kind", [0x8100, 0x88A8, 0x8864, 0x86DD ^ 0xFFFF], ids=hex)
 def test_frames_that_are_neither_ip_nor_arp_go_nowhere(world: World, kind: int) -> None:
     everybody = b"\xff" * 6

@@ -102,24 +102,53 @@ def test_neighbours_are_known_and_never_asked_for(runtime: Runtime) -> None:
     assert "PERMANENT" in output(runtime, "ip neigh")
 
 
+@contextlib.contextmanager
+def frames(container: Container) -> Iterator[socket.socket]:
+    """A socket for whole frames on a container's cable."""
+    there = Namespace(own=False, process=str(container.state.pid))
+    with closing(there), there.inside():
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    with link:
+        link.bind(("eth0", 0))
+        yield link
+
+
 def test_the_host_learns_no_neighbours_past_the_bridge(runtime: Runtime) -> None:
     """Frames for a group of the bridge's own arrive at the host's end of the cable; there would be
     room for 1,024 neighbours of the whole host."""
-    with running(runtime) as container:
-        there = Namespace(own=False, process=str(container.state.pid))
-        with closing(there), there.inside():
-            link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-            link.bind(("eth0", 0))
+    gateway = socket.inet_aton(str(next(runtime.networks.get("bridge").segments()).gateway))
+    with running(runtime) as container, frames(container) as link:
         own = link.getsockname()[4]
-        gateway = socket.inet_aton(str(next(runtime.networks.get("bridge").segments()).gateway))
-        with link:
-            for last in (0, 2, 3, 0xE):
-                who = own + socket.inet_aton(f"10.1.2.{last}")
-                ask_for = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + who + bytes(6) + gateway
-                link.send(b"\x01\x80\xc2\0\0" + bytes([last]) + own + b"\x08\x06" + ask_for)
+        for last in (0, 2, 3, 0xE):
+            who = own + socket.inet_aton(f"10.1.2.{last}")
+            ask_for = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + who + bytes(6) + gateway
+            link.send(b"\x01\x80\xc2\0\0" + bytes([last]) + own + b"\x08\x06" + ask_for)
         here = Namespace(own=False)
         with closing(here):
             assert "10.1.2." not in here.run("ip", "neigh")
+
+
+def test_a_container_does_not_get_what_is_for_another(runtime: Runtime) -> None:
+    """A bridge sends to where it last saw a hardware address as the sender, unless it is told."""
+    server = ("sh", "-c", ANSWER)
+    with running(runtime, *server, hostname="victim") as victim, running(runtime) as thief:
+        address = address_of(runtime, victim)
+        assert ask(address, 80) == "hello from victim"
+        with frames(victim) as one, frames(thief) as link:
+            stolen = one.getsockname()[4]
+            own = socket.inet_aton(address_of(runtime, thief))
+            packet = (
+                struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, 0, 64, 17, 0) + own + own[:3] + b"\xc8"
+            )
+            packet += struct.pack("!HHHH", 4000, 4000, 8, 0)
+            for target in (b"\xff" * 6, b"\x01\x80\xc2\0\0\x0e", b"\x02aaaaa"):
+                link.send(target + stolen + b"\x08\0" + packet)
+            here = Namespace(own=False)
+            with closing(here):
+                learnt = here.run("bridge", "fdb").splitlines()
+            places = {line.split()[2] for line in learnt if line.startswith(stolen.hex(":"))}
+            assert len(places) == 1
+        assert ask(address, 80) == "hello from victim"
 
 
 def test_containers_reach_each_other_and_the_host_reaches_them(runtime: Runtime) -> None:

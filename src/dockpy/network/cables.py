@@ -5,12 +5,17 @@ packets (`bridge-nf-call-iptables`, as Docker has it), the frame of a container 
 host's address and its own published port gets its new destination on the bridge already, and goes
 on from there to the cable it came from. A bridge sends nothing back that way unless the link is
 in hairpin mode. Elsewhere the packet goes through the host, and needs none.
+
+A bridge learns from each frame where its sender is. Here it is told instead, once: a container that
+sends with the hardware address of another does not get what is for that one, and no rule must look
+at that for each packet. The entry needs the number of the cable's end, so that is chosen here.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 import secrets
 import socket
 import threading
@@ -25,21 +30,30 @@ from dockpy.network.values import Endpoint
 
 STEPS = (
     "make the cable",
-    "keep the cable silent",
+    "set up the cable's end on the bridge",
+    "tell the bridge who is there",
     "turn the cable on",
     "note the address",
     "note the IPv6 address",
 )
-REFLECTED = (STEPS[0], "let its frames come back", *STEPS[1:])
 KEPT = 2
 """Sockets that wait for the next conversation."""
 PREFIX = "dv"
 """How the host ends of cables begin."""
+NUMBERS = range(1 << 24, 1 << 30)
+"""Where their numbers begin: far from those the kernel gives, which count from 1."""
+TRIES = 8
+"""How many ranges of numbers are tried until one is free."""
 
 
 def cable_name() -> str:
     """A name for a cable's host end that nothing else has; 12 of the 15 bytes a link may have."""
     return f"{PREFIX}{secrets.token_hex(5)}"
+
+
+def numbers() -> Iterator[int]:
+    """Numbers for host ends, one after the other: the kernel's tree of them stays small so."""
+    return itertools.count(secrets.choice(NUMBERS))
 
 
 class Layer:
@@ -48,6 +62,7 @@ class Layer:
     def __init__(self) -> None:
         self._sockets: deque[socket.socket] = deque()
         self._lock = threading.Lock()
+        self._numbers = numbers()
         self._sockets.extend(self._socket() for _ in range(KEPT))
 
     def close(self) -> None:
@@ -71,27 +86,32 @@ class Layer:
         On an error nothing is left of the cable. KernelError names the step.
         """
         name = endpoint.cable.encode()
-        reflect = bridged_through_rules()
         with self._conversation() as host:
-            failed, err = try_cable(
-                host.fileno(),
-                namespace,
-                name,
-                master,
-                endpoint.index,
-                endpoint.inside.encode(),
-                bytes.fromhex(endpoint.hardware.replace(":", "")),
-                gateway_hardware,
-                addresses_of(endpoint),
-                default_route,
-                mtu,
-                route_mtu,
-                reflect,
-            )
-            if err:
-                if failed != 1:
-                    try_remove_link(host.fileno(), name)
-                raise KernelError(step_name(failed, reflect=reflect), err, endpoint.cable)
+            for _ in range(TRIES):
+                failed, err = try_cable(
+                    host.fileno(),
+                    namespace,
+                    name,
+                    next(self._numbers),
+                    master,
+                    endpoint.index,
+                    endpoint.inside.encode(),
+                    bytes.fromhex(endpoint.hardware.replace(":", "")),
+                    gateway_hardware,
+                    addresses_of(endpoint),
+                    default_route,
+                    mtu,
+                    route_mtu,
+                    bridged_through_rules(),
+                )
+                if not err:
+                    return
+                if (failed, err) != (1, errno.EEXIST):
+                    break
+                self._numbers = numbers()  # somebody else's link is among them
+            if failed != 1:
+                try_remove_link(host.fileno(), name)
+            raise KernelError(step_name(failed), err, endpoint.cable)
 
     def forget(self, endpoint: Endpoint, master: int) -> None:
         """Forget the neighbour entries of a cable that goes with its namespace."""
@@ -143,9 +163,8 @@ def addresses_of(endpoint: Endpoint) -> list[tuple[bytes, int, bytes]]:
     ]
 
 
-def step_name(number: int, *, reflect: bool) -> str:
+def step_name(number: int) -> str:
     """What message `number` of a conversation was for."""
     if number > 10:
         return "set up the network inside the container"
-    names = REFLECTED if reflect else STEPS
-    return names[min(max(number, 1), len(names)) - 1]
+    return STEPS[min(max(number, 1), len(STEPS)) - 1]

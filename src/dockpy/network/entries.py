@@ -119,12 +119,9 @@ def of_cable(cable: Cable) -> list[Entry]:
     name = interface(cable.interface)
     card = concatenated(name, bytes.fromhex(cable.hardware.replace(":", "")))
     found = [Entry(Family.BRIDGE, cablerules.CARDS, Element(card))]
-    if cable.address:
-        own = concatenated(card, packed(cable.address))
-        found.append(Entry(Family.BRIDGE, cablerules.members(rules.V4), Element(own)))
-    if cable.address6:
-        own = concatenated(name, packed(cable.address6))
-        found.append(Entry(Family.BRIDGE, cablerules.members(rules.V6), Element(own)))
+    for address in cable.addresses:
+        own = concatenated(name, packed(address))
+        found.append(Entry(Family.BRIDGE, cablerules.members(spoken(address)), Element(own)))
     return [*found, Entry(Family.BRIDGE, cablerules.PORTS, Element(name))]
 
 
