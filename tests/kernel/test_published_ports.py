@@ -58,6 +58,22 @@ def test_a_port_answers_on_every_address_and_the_client_keeps_its_own(
         assert world.host.source_at(server, "fd09::1", 8080) == "fd09::1"
 
 
+def test_without_masquerade_a_container_is_answered_under_its_own_address(
+    world: World, firewall: Firewall
+) -> None:
+    with world.lan.listen(7300) as server:
+        assert world.box.source_at(server, "10.9.0.2", 7300) == "10.9.0.1"
+        firewall.detach(Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"))
+        firewall.attach(Bridge("dockpy0", "172.30.0.0/16", masquerade=False))
+        world.lan.ip("route add 172.30.0.0/16 via 10.9.0.1")
+        try:
+            assert world.box.source_at(server, "10.9.0.2", 7300) == BOX
+            with world.box.listen(7301):
+                assert not world.lan.reaches(BOX, 7301)
+        finally:
+            world.lan.ip("route del 172.30.0.0/16")
+
+
 def test_localhost_answers_and_shows_the_bridge_as_the_client(
     world: World, firewall: Firewall
 ) -> None:
