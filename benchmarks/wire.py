@@ -11,7 +11,9 @@ Where the server's pages lie in memory changes what it reads in a second by seve
 so does the processor the scheduler chooses. So containers are made anew for each of `--blocks`
 blocks, and what comes from a neighbour, where no proxy is met and the whole cost is the kernel's,
 is measured once more with client and server on one processor: there the figures of one engine lie
-within a hundredth or two of each other. Needs root.
+within a hundredth or two of each other. Both engines are asked in each turn, in random order, and
+the last table has the ratios turn by turn: what slows the whole machine for a moment does not move
+those. Needs root.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from benchmarks import peers
+from benchmarks.promises import IN_TURN
 from benchmarks.samples import Samples, table
 from dockpy import Config, Runtime
 
@@ -293,6 +296,20 @@ def compared(all_wanted: list[Wanted], blocks: int, rounds: int) -> dict[str, li
     return {title: [*found.values()] for title, found in rows.items()}
 
 
+def in_turn(results: Mapping[str, Sequence[Samples]]) -> list[Samples]:
+    """A row for each title: how many times Docker's figure ours is, turn by turn."""
+    found = []
+    for title, rows in results.items():
+        values = {row.name: row.values for row in rows}
+        if len(values) == len(ENGINES):
+            ratios = [
+                ours / theirs
+                for ours, theirs in zip(values["dockpy"], values["docker"], strict=True)
+            ]
+            found.append(Samples(title, ratios, "x"))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true")
@@ -300,7 +317,7 @@ def main() -> int:
     parser.add_argument("--json")
     options = parser.parse_args()
     blocks = options.blocks or (2 if options.short else 8)
-    rounds, size, count = (2, 256 << 20, 300) if options.short else (4, 512 << 20, 2000)
+    rounds, size, count = (2, 256 << 20, 300) if options.short else (6, 512 << 20, 2000)
     print(
         f"Linux {platform.release()}, {os.cpu_count()} cpus, load {os.getloadavg()[0]:.2f}; "
         f"congestion control {CONGESTION.read_text().strip()}, {blocks} containers of each"
@@ -310,10 +327,17 @@ def main() -> int:
         for place, alone in (("localhost", False), ("a neighbour", False), ("a neighbour", True))
         for what, amount in ((ONE, size), (MANY, count))
     ]
+    found = compared(everything, blocks, rounds)
+    tables: list[tuple[str, list[Samples], Samples | None]]
+    tables = [(title, rows, rows[0]) for title, rows in found.items()]
+    if ratios := in_turn(found):
+        tables.append((IN_TURN, ratios, None))
     results = []
-    for title, rows in compared(everything, blocks, rounds).items():
-        print(table(title, rows, rows[0]))
-        results.append({"title": title, "rows": [row.record() for row in rows]})
+    for title, rows, reference in tables:
+        print(table(title, rows, reference))
+        name = reference.name if reference else None
+        records = [row.record() for row in rows]
+        results.append({"title": title, "reference": name, "rows": records})
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1))
     return 0
