@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,38 @@ def test_who_asks_nothing_is_dropped_and_holds_up_nobody(
         silent = [stack.enter_context(stranger(there)) for _ in range(30)]
         assert there[0]("leave", "4").code == 4
         assert ["no request came" in answer(one)[0] for one in silent] == [True] * 30
+
+
+def test_who_is_let_go_by_two_threads_takes_no_newcomer_along(
+    there: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newcomer may have the descriptor of the one that was let go first."""
+    server = there[2]
+    newcomer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with stranger(there), newcomer:
+        eventually(lambda: server._clients, "the first is there")
+        ((number, first),) = server._clients.items()
+        slow, real, waited = threading.get_ident(), server._lock, threading.Event()
+
+        class Lock:
+            """Who is slow gets it after the other thread was here, and the newcomer."""
+
+            def __enter__(self) -> None:
+                if threading.get_ident() == slow and not waited.is_set():
+                    waited.set()
+                    server.forget(first._connection)
+                    newcomer.connect(str(there[0].run_directory / "dockpy.sock"))
+                    eventually(lambda: number in server._clients, "the newcomer is there")
+                real.acquire()
+
+            def __exit__(self, *_: object) -> None:
+                real.release()
+
+        monkeypatch.setattr(server, "_lock", Lock())
+        server.forget(first._connection)
+        assert waited.is_set()
+        assert number in server._clients
+        assert server._clients[number] is not first
 
 
 def test_noise_after_the_request_is_no_signal_of_importance(there: Door) -> None:

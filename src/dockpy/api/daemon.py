@@ -181,13 +181,17 @@ class Server:
             client.refuse("the daemon cannot start another thread; try again later")
 
     def forget(self, connection: socket.socket) -> None:
-        """Close a client's connection."""
-        number = connection.fileno()
+        """Close a client's connection, if no other thread has.
+
+        Its descriptor is the next client's as soon as it is closed: so it is asked for, and given
+        up, where nobody else can be.
+        """
         with self._lock:
+            number = connection.fileno()
             if self._clients.pop(number, None) is not None:
                 with contextlib.suppress(OSError, ValueError):
                     self._epoll.unregister(number)
-        connection.close()
+            connection.close()
 
     def heard(self, client: Client) -> None:
         """A client has asked something, or is gone."""
