@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 CONTAINERS = "/containers"
 PATIENCE = 10.0
 """Seconds a supervisor may take to come up, to tell what it has, and to leave."""
+FAREWELL = 1.0
+"""Seconds until the end of a supervisor is heard of that cannot be spoken to any more."""
 LONGEST_PAUSE = 5.0
 """Seconds between attempts to replace a supervisor that dies again and again."""
 NO_STREAMS = (-1, -1, -1, -1)
@@ -588,10 +590,14 @@ class Supervisor:
             self._exited(run, status, ended)
 
     def running(self) -> list[Run]:
-        """What it looks after: a new daemon learns what goes on. SupervisorLost: nothing at all."""
+        """What it looks after: a new daemon learns what goes on. Nothing, where it has just ended.
+
+        SupervisorLost: it is there and does not answer.
+        """
         try:
             self.ask("list", (), timeout=PATIENCE)
         except SupervisorLost:
+            self._reader.join(FAREWELL)  # its end is heard there, a moment later perhaps
             if self.alive:
                 raise
         return self._reported

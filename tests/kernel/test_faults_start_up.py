@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from dockpy import Config, Container, Runtime
 from dockpy.errors import CommandNotFound, KernelError, Locked
 from dockpy.model import Status
 from dockpy.places import cgroup_name
+from dockpy.supervision import Supervisor
 from patience import patient
 
 pytestmark = pytest.mark.needs("root", "overlay", "busybox", "cgroups")
@@ -242,6 +245,29 @@ def test_a_supervisor_killed_after_its_engine_leaves_its_containers_to_a_new_one
         up.kill()
         assert up.state.exit_code == (137 if KERNEL_TELLS_EXITS else 255)
         assert log_of(up) == b"up\n"
+
+
+def test_a_supervisor_that_ends_as_the_engine_comes_holds_nobody_up(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nothing to look after any more; that it is gone is heard after a question to it."""
+    heard = Supervisor._read
+
+    def late(self: Supervisor) -> None:
+        time.sleep(0.1)
+        heard(self)
+
+    monkeypatch.setattr(Supervisor, "_read", late)
+    host.run.mkdir(parents=True, exist_ok=True)
+    path = host.run / "supervisor-1.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        leaving = threading.Thread(target=lambda: listener.accept()[0].close())
+        leaving.start()
+        with host.engine() as runtime:
+            leaving.join()
+            assert runtime.create(Config(image="base", cmd=("true",))).run() == 0
 
 
 # -- halves of things ------------------------------------------------------------------------------
