@@ -263,7 +263,11 @@ def test_a_supervisor_that_ends_as_the_engine_comes_holds_nobody_up(
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
         listener.listen()
-        leaving = threading.Thread(target=lambda: listener.accept()[0].close())
+
+        def leave() -> None:
+            listener.accept()[0].close()
+
+        leaving = threading.Thread(target=leave)
         leaving.start()
         with host.engine() as runtime:
             leaving.join()
