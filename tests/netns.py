@@ -16,10 +16,11 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dockpy.network.entries import Cable
+from dockpy.network.entries import Bridge, Cable
+from dockpy.network.firewall import Firewall
 from patience import patient
 
 CLONE_NEWNET = 0x40000000
@@ -218,3 +219,14 @@ def enter(descriptor: int) -> None:
     if _libc.setns(descriptor, CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def guarded(world: World, *bridges: Bridge, cables: Iterable[Cable] = (BOX, OTHER)) -> Firewall:
+    """A firewall on the host with those bridges and cables; the caller closes it."""
+    firewall = Firewall("dockpy-test")
+    with world.host.inside():
+        firewall.open()
+        for bridge in bridges:
+            firewall.attach(bridge)
+        firewall.allow(*cables)
+    return firewall

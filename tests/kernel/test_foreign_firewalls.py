@@ -10,7 +10,7 @@ import pytest
 from dockpy.network.bridges import inner_bridges
 from dockpy.network.entries import Bridge
 from dockpy.network.firewall import Firewall
-from netns import BOX, OTHER, World
+from netns import World, guarded
 from patience import patient
 
 pytestmark = pytest.mark.needs("root", "netns", "ip", "iptables")
@@ -25,11 +25,7 @@ def world(request: pytest.FixtureRequest, module_leaves_nothing: None) -> Iterat
 
 @pytest.fixture(name="firewall")
 def opened(world: World) -> Iterator[Firewall]:
-    firewall = Firewall("dockpy-test")
-    with world.host.inside():
-        firewall.open()
-        firewall.attach(Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"))
-        firewall.allow(BOX, OTHER)
+    firewall = guarded(world, Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"))
     yield firewall
     firewall.close(remove=True)
     for program in ("iptables-nft", "ip6tables-nft"):

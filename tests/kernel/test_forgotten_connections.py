@@ -34,12 +34,8 @@ def made(_module_leaves_nothing: None) -> Iterator[World]:
 
 @pytest.fixture(name="firewall")
 def opened(world: World) -> Iterator[Firewall]:
-    firewall = Firewall("dockpy-test")
-    with world.host.inside():
-        firewall.open()
-        firewall.attach(Bridge("dockpy0", "172.30.0.0/16"))
-        firewall.allow(netns.BOX, netns.OTHER)
-        firewall.publish(BOX, PORTS, "box")
+    firewall = netns.guarded(world, Bridge("dockpy0", "172.30.0.0/16"))
+    firewall.publish(BOX, PORTS, "box")
     yield firewall
     firewall.close(remove=True)
 

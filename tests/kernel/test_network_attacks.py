@@ -46,16 +46,14 @@ def opened(request: pytest.FixtureRequest, world: World) -> Iterator[Firewall]:
 
 
 def guarded(world: World, prefix: int = 24, prefix6: int = 64) -> Firewall:
-    firewall = Firewall("dockpy-test")
+    bridges = (
+        Bridge("dockpy0", f"172.30.0.0/{prefix}", f"fd30::/{prefix6}"),
+        Bridge("dockpy1", f"172.31.0.0/{prefix}"),
+    )
+    firewall = netns.guarded(world, *bridges, cables=(netns.BOX, netns.OTHER, netns.FAR))
     with world.host.inside():
-        firewall.open()
-        for bridge in (
-            Bridge("dockpy0", f"172.30.0.0/{prefix}", f"fd30::/{prefix6}"),
-            Bridge("dockpy1", f"172.31.0.0/{prefix}"),
-        ):
-            firewall.attach(bridge)
+        for bridge in bridges:
             firewall.accept_loopback(bridge.name)
-        firewall.allow(netns.BOX, netns.OTHER, netns.FAR)
     return firewall
 
 

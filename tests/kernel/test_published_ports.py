@@ -27,16 +27,14 @@ def world(request: pytest.FixtureRequest, _module_leaves_nothing: None) -> Itera
 
 @pytest.fixture(name="firewall")
 def opened(world: World) -> Iterator[Firewall]:
-    firewall = Firewall("dockpy-test")
+    bridges = (
+        Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"),
+        Bridge("dockpy1", "172.31.0.0/16"),
+    )
+    firewall = netns.guarded(world, *bridges, cables=(netns.BOX, netns.OTHER, netns.FAR))
     with world.host.inside():
-        firewall.open()
-        for bridge in (
-            Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"),
-            Bridge("dockpy1", "172.31.0.0/16"),
-        ):
-            firewall.attach(bridge)
+        for bridge in bridges:
             firewall.accept_loopback(bridge.name)
-        firewall.allow(netns.BOX, netns.OTHER, netns.FAR)
     yield firewall
     firewall.close(remove=True)
 
