@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import peers
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -66,6 +68,11 @@ def _pull(asked: Asked) -> list[str] | str:
     return words if isinstance(words, str) or not program else [*words, "--command", program]
 
 
+def _webs(asked: Asked) -> list[str] | str:
+    missing = peers.lacking("nginx", "iperf3", "wrk", "busybox")
+    return f"needs {', '.join(missing)}" if missing else _short_only(asked)
+
+
 def _waterfall(asked: Asked) -> list[str]:
     rootfs = ["--rootfs", str(asked.rootfs)] if asked.rootfs else []
     return [*rootfs, "--runs", "20" if asked.short else "100"]
@@ -102,6 +109,13 @@ GROUPS = (
         writes=False,
     ),
     Module("ports", "published ports", "benchmarks.wire", _short_only),
+    Module(
+        "webs",
+        "published ports by wrk and iperf3",
+        "benchmarks.webs",
+        _webs,
+        usual=False,
+    ),
     Module("firewall", "the firewall's entries", "benchmarks.firewall", _short_only),
     Module(
         "pump",

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOOR_SOURCE = Path(__file__).with_name("floor.c")
-
-
+PROGRAMS = "/usr/sbin:/usr/bin:/sbin:/bin"
 CLONE_NEWNET = 0x40000000
 BRIDGE = "flbr"
 """The floor's bridge."""
@@ -23,6 +22,19 @@ BRIDGE = "flbr"
 
 def libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+def program(name: str) -> Path:
+    """Where one of this host's programs is. FileNotFoundError when it is not installed."""
+    found = shutil.which(name, path=PROGRAMS)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed")
+    return Path(found)
+
+
+def lacking(*names: str) -> list[str]:
+    """Those of the programs that are not installed."""
+    return [name for name in names if shutil.which(name, path=PROGRAMS) is None]
 
 
 def unshare_network() -> None:
