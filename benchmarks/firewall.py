@@ -26,8 +26,8 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.figures import group_record
+from benchmarks.neighbour import HOST, Neighbour
 from benchmarks.samples import Samples, table
-from benchmarks.sites import HOST, Neighbour
 from dockpy.network.entries import Bridge, Cable
 from dockpy.network.firewall import Firewall
 from dockpy.network.ports import Published

@@ -23,19 +23,17 @@ import random
 import signal
 import stat
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from benchmarks import peers
+from benchmarks.neighbour import Neighbour
 from benchmarks.samples import Samples, table
 from dockpy import Config, Runtime
 
-Found = TypeVar("Found")
-HOST, NEIGHBOUR = "10.209.0.1", "10.209.0.2"
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 BRIDGED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 DOCKER, DOCKPY, BRIDGED_DOCKPY = "docker", "dockpy", "dockpy, br_netfilter on"
@@ -60,44 +58,6 @@ class Server(NamedTuple):
     @property
     def published(self) -> tuple[str, ...]:
         return tuple(f"{port}:{port}" for port in self.ports)
-
-
-class Neighbour:
-    """A network namespace on the host's link; what runs `inside` is there."""
-
-    def __init__(self) -> None:
-        self._libc = peers.libc()
-        made = threading.Thread(target=self._make)
-        made.start()
-        made.join()
-        place = f"/proc/{os.getpid()}/fd/{self.descriptor}"
-        for line in (
-            "link add lan0 type veth peer name lan1",
-            f"link set lan1 netns {place}",
-            f"addr add {HOST}/24 dev lan0",
-            "link set lan0 up",
-        ):
-            subprocess.run(["ip", *line.split()], check=True)
-        for line in (f"addr add {NEIGHBOUR}/24 dev lan1", "link set lan1 up"):
-            self.call(subprocess.run, ["ip", *line.split()], check=True)
-
-    def _make(self) -> None:
-        peers.unshare_network()
-        self.descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-    def call(self, function: Callable[..., Found], *arguments: object, **named: object) -> Found:
-        """Call it in a thread that is there."""
-        found = list[Found]()
-
-        def work() -> None:
-            if self._libc.setns(self.descriptor, peers.CLONE_NEWNET):
-                raise OSError("the neighbour's namespace cannot be entered")
-            found.append(function(*arguments, **named))
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        return found[0]
 
 
 Measure = Callable[[Any, int, Neighbour], Sequence[Figure]]
@@ -249,7 +209,7 @@ def sites(directory: Path, server: Server, measure: Measure) -> Iterator[dict[st
     made, found = [], {}
     context = multiprocessing.get_context("spawn")
     try:
-        for name in SITES if BRIDGED.exists() else SITES.keys() - {BRIDGED_DOCKPY}:
+        for name in [one for one in SITES if one != BRIDGED_DOCKPY or BRIDGED.exists()]:
             here, there = context.Pipe()
             place = directory / name.replace(" ", "-")
             place.mkdir()

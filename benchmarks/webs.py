@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import peers
-from benchmarks.sites import HOST, Figure, Neighbour, Server, compared, show
+from benchmarks.neighbour import HOST, Neighbour
+from benchmarks.sites import Figure, Server, compared, show
 
 WEB, IPERF = 80, 5201
 SMALL, LARGE = 1 << 10, 64 << 20

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import peers
-from benchmarks.sites import HOST, Figure, Neighbour, Server, compared, show
+from benchmarks.neighbour import HOST, Neighbour
+from benchmarks.sites import Figure, Server, compared, show
 
 PIECE = bytes(1 << 20)
 PORT = 80
