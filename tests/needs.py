@@ -388,12 +388,12 @@ def debian_root_path() -> Path:
     _root()
     given = os.environ.get("DOCKPY_DEBIAN_ROOT")
     if given:
-        if not Path(given, "etc/debian_version").exists():
-            raise RuntimeError(f"DOCKPY_DEBIAN_ROOT={given} is not a Debian root")
+        if not os.path.lexists(f"{given}/bin/nc"):
+            raise RuntimeError(f"DOCKPY_DEBIAN_ROOT={given} is not made by tools/debian-root")
         return Path(given)
     _tool("debootstrap")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dockpy"
-    root = cache / "debian-root"
+    root = cache / "debian-with-netcat"
     if (root / "etc/debian_version").exists():
         return root
     cache.mkdir(parents=True, exist_ok=True)
