@@ -114,7 +114,6 @@ GROUPS = (
         "published ports by wrk and iperf3",
         "benchmarks.webs",
         _webs,
-        usual=False,
     ),
     Module("firewall", "the firewall's entries", "benchmarks.firewall", _short_only),
     Module(
