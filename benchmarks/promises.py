@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from benchmarks.figures import Figures, Row
 from benchmarks.svg import number
 
-IN_TURN = "dockpy beside docker in the same turn"
-"""A table of published ports' ratios, a row for each of the others' titles."""
+
+def in_turn(name: str) -> str:
+    """The title of a table of published ports' ratios, a row for each of the others' titles."""
+    return f"{name} beside docker in the same turn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def _ports() -> list[Promise]:
         ("from a neighbour, connections a second", "ports", f"connections {alone}", 1.0),
     )
     return [
-        Promise(f"{says}, beside docker's", group, IN_TURN, row, least=least)
+        Promise(f"{says}, beside docker's", group, in_turn("dockpy"), row, least=least)
         for says, group, row, least in rows
     ]
 

@@ -14,6 +14,7 @@ has the ratios turn by turn: what slows the whole machine for a moment does not 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import multiprocessing
@@ -29,7 +30,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import peers
+from benchmarks import peers, promises
+from benchmarks.figures import group_record
 from benchmarks.neighbour import Neighbour
 from benchmarks.samples import Samples, table
 from dockpy import Config, Runtime
@@ -54,6 +56,13 @@ class Server(NamedTuple):
     archive: Path
     command: tuple[str, ...]
     ports: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tree: Path, command: tuple[str, ...], ports: tuple[int, ...]) -> Server:
+        """One whose root is that directory, packed beside it."""
+        archive = tree.with_suffix(".tar")
+        subprocess.run(["tar", "-C", str(tree), "-cf", str(archive), "."], check=True)
+        return cls(archive, command, ports)
 
     @property
     def published(self) -> tuple[str, ...]:
@@ -248,14 +257,19 @@ def compared(
                 end.recv()
             for question in questions:
                 for _ in range(rounds):
-                    for name in random.sample([*asked], len(asked)):
-                        asked[name].send(question)
-                        for one in asked[name].recv():
-                            there = rows.setdefault(
-                                one.title, {each: Samples(each, unit=one.unit) for each in asked}
-                            )
-                            there[name].values.append(one.value)
+                    one_turn(asked, question, rows)
     return {title: [*found.values()] for title, found in rows.items()}
+
+
+def one_turn(
+    asked: Mapping[str, Connection], question: object, rows: dict[str, dict[str, Samples]]
+) -> None:
+    for name in random.sample([*asked], len(asked)):
+        asked[name].send(question)
+        for title, value, unit in asked[name].recv():
+            if title not in rows:
+                rows[title] = {each: Samples(each, unit=unit) for each in asked}
+            rows[title][name].values.append(value)
 
 
 def in_turn(results: Mapping[str, Sequence[Samples]]) -> dict[str, list[Samples]]:
@@ -267,10 +281,17 @@ def in_turn(results: Mapping[str, Sequence[Samples]]) -> dict[str, list[Samples]
         theirs = values.pop(DOCKER, None)
         for name, ours in values.items() if theirs else ():
             ratios = [one / other for one, other in zip(ours, theirs or (), strict=True)]
-            found.setdefault(f"{name} beside docker in the same turn", []).append(
-                Samples(title, ratios, "x")
-            )
+            found.setdefault(promises.in_turn(name), []).append(Samples(title, ratios, "x"))
     return found
+
+
+def options(says: str | None) -> argparse.Namespace:
+    """What a benchmark of this kind can be asked for."""
+    parser = argparse.ArgumentParser(description=says)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--blocks", type=int, help="how often containers are made anew")
+    parser.add_argument("--json")
+    return parser.parse_args()
 
 
 def show(found: Mapping[str, Sequence[Samples]], blocks: int, target: str | None) -> None:
@@ -285,8 +306,6 @@ def show(found: Mapping[str, Sequence[Samples]], blocks: int, target: str | None
     results = []
     for title, rows, reference in tables:
         print(table(title, rows, reference))
-        name = reference.name if reference else None
-        records = [row.record() for row in rows]
-        results.append({"title": title, "reference": name, "rows": records})
+        results.append(group_record(title, rows, reference))
     if target:
         Path(target).write_text(json.dumps(results, indent=1))

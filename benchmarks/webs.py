@@ -9,7 +9,6 @@ neighbour on its link through the host's address. Needs root and the three progr
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from benchmarks import peers
 from benchmarks.neighbour import HOST, Neighbour
-from benchmarks.sites import Figure, Server, compared, show
+from benchmarks.sites import Figure, Server, compared, options, show
 
 WEB, IPERF = 80, 5201
 SMALL, LARGE = 1 << 10, 64 << 20
@@ -77,10 +76,8 @@ def web(directory: Path) -> Server:
     (tree / "nginx.conf").write_text(NGINX)
     for size in (SMALL, LARGE):
         (tree / f"www/{size}").write_bytes(bytes(size))
-    archive = directory / "web.tar"
-    subprocess.run(["tar", "-C", str(tree), "-cf", str(archive), "."], check=True)
     both = "/bin/nginx -c /nginx.conf & exec /bin/iperf3 -s"
-    return Server(archive, ("/bin/busybox", "sh", "-c", both), (WEB, IPERF))
+    return Server.of(tree, ("/bin/busybox", "sh", "-c", both), (WEB, IPERF))
 
 
 def measured(wanted: Wanted, _: int, neighbour: Neighbour) -> list[Figure]:
@@ -127,13 +124,9 @@ def by_wrk(wanted: Wanted, found: list[int]) -> Figure:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--blocks", type=int, help="how often containers are made anew")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    blocks = options.blocks or (1 if options.short else 6)
-    seconds = 1 if options.short else 2
+    asked = options(__doc__)
+    blocks = asked.blocks or (1 if asked.short else 6)
+    seconds = 1 if asked.short else 2
     with peers.scratch() as directory:
         script = directory / "told.lua"
         script.write_text(TOLD)
@@ -150,7 +143,7 @@ def main() -> int:
         ]
         server = web(directory)
         found = compared(directory, server, measured, questions, blocks=blocks, rounds=1)
-    show(found, blocks, options.json)
+    show(found, blocks, asked.json)
     return 0
 
 

@@ -13,7 +13,6 @@ more than the engines do. Needs root. The same by common programs: `benchmarks.w
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 from benchmarks import peers
 from benchmarks.neighbour import HOST, Neighbour
-from benchmarks.sites import Figure, Server, compared, show
+from benchmarks.sites import Figure, Server, compared, options, show
 
 PIECE = bytes(1 << 20)
 PORT = 80
@@ -81,9 +80,7 @@ def sink(directory: Path) -> Server:
     subprocess.run(["cc", "-O2", "-static", "-o", str(tree / "sink"), str(source)], check=True)
     for name in ("dev", "proc", "sys", "etc"):
         (tree / name).mkdir()
-    archive = directory / "sink.tar"
-    subprocess.run(["tar", "-C", str(tree), "-cf", str(archive), "."], check=True)
-    return Server(archive, ("/sink",), (PORT,))
+    return Server.of(tree, ("/sink",), (PORT,))
 
 
 def measured(wanted: Wanted, server: int, neighbour: Neighbour) -> list[Figure]:
@@ -102,13 +99,9 @@ def measured(wanted: Wanted, server: int, neighbour: Neighbour) -> list[Figure]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--blocks", type=int, help="how often containers are made anew")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    blocks = options.blocks or (2 if options.short else 8)
-    rounds, size, count = (2, 256 << 20, 300) if options.short else (6, 512 << 20, 2000)
+    asked = options(__doc__)
+    blocks = asked.blocks or (2 if asked.short else 8)
+    rounds, size, count = (2, 256 << 20, 300) if asked.short else (6, 512 << 20, 2000)
     everything = [
         Wanted(place, what, amount, alone)
         for place, alone in (("localhost", False), ("a neighbour", False), ("a neighbour", True))
@@ -118,7 +111,7 @@ def main() -> int:
         found = compared(
             directory, sink(directory), measured, everything, blocks=blocks, rounds=rounds
         )
-    show(found, blocks, options.json)
+    show(found, blocks, asked.json)
     return 0
 
 

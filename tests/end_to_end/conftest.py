@@ -24,15 +24,21 @@ def _leaves_nothing(leaves_nothing: None) -> None:
 
 
 @pytest.fixture(scope="module")
+def base_archive(tiny_archive: Path) -> Path:
+    """What the module's daemon has as `base`; a module may have its own."""
+    return tiny_archive
+
+
+@pytest.fixture(scope="module")
 def daemon(
     real_tmp: Path,
     short_run: Callable[[], Path],
-    tiny_archive: Path,
+    base_archive: Path,
     _module_leaves_nothing: None,
 ) -> Iterator[Daemon]:
     """The module's daemon, with the image `base`."""
     root = Path(tempfile.mkdtemp(prefix="daemon-", dir=real_tmp))
-    with running_daemon(root, short_run(), tiny_archive) as running:
+    with running_daemon(root, short_run(), base_archive) as running:
         yield running
 
 

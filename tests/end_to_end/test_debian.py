@@ -8,15 +8,13 @@ import hashlib
 import http.server
 import socket
 import subprocess
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from end_to_end.client import Client, eventually
-from end_to_end.daemon import Daemon, running_daemon
 from patience import patient
 from roots import pack
 
@@ -31,17 +29,8 @@ Description: a file that greets
 
 
 @pytest.fixture(scope="module")
-def daemon(
-    real_tmp: Path,
-    short_run: Callable[[], Path],
-    debian_root: Path,
-    _module_leaves_nothing: None,
-) -> Iterator[Daemon]:
-    """The module's daemon; its `base` is a Debian."""
-    root = Path(tempfile.mkdtemp(prefix="daemon-", dir=real_tmp))
-    archive = pack(debian_root, real_tmp / "debian.tar")
-    with running_daemon(root, short_run(), archive) as running:
-        yield running
+def base_archive(real_tmp: Path, debian_root: Path) -> Path:
+    return pack(debian_root, real_tmp / "debian.tar")
 
 
 def answered(port: int) -> str:

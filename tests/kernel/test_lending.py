@@ -213,8 +213,7 @@ def test_a_wish_and_a_published_port_are_the_containers_own(runtime: Runtime) ->
 
 
 def running(runtime: Runtime) -> tuple[Container, int]:
-    container = runtime.create(shell("sleep 600"))
-    container.start()
+    container = started(runtime, shell("sleep 600"))
     return container, namespace(container)
 
 
