@@ -221,12 +221,22 @@ def enter(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def guarded(world: World, *bridges: Bridge, cables: Iterable[Cable] = (BOX, OTHER)) -> Firewall:
-    """A firewall on the host with those bridges and cables; the caller closes it."""
+def guarded(
+    world: World,
+    *bridges: Bridge,
+    cables: Iterable[Cable] = (BOX, OTHER),
+    loopback: bool = False,
+) -> Firewall:
+    """A firewall on the host with those bridges and cables; the caller closes it.
+
+    `loopback`: the host's clients on localhost reach what is behind the bridges.
+    """
     firewall = Firewall("dockpy-test")
     with world.host.inside():
         firewall.open()
         for bridge in bridges:
             firewall.attach(bridge)
+            if loopback:
+                firewall.accept_loopback(bridge.name)
         firewall.allow(*cables)
     return firewall

@@ -50,11 +50,7 @@ def guarded(world: World, prefix: int = 24, prefix6: int = 64) -> Firewall:
         Bridge("dockpy0", f"172.30.0.0/{prefix}", f"fd30::/{prefix6}"),
         Bridge("dockpy1", f"172.31.0.0/{prefix}"),
     )
-    firewall = netns.guarded(world, *bridges, cables=(netns.BOX, netns.OTHER, netns.FAR))
-    with world.host.inside():
-        for bridge in bridges:
-            firewall.accept_loopback(bridge.name)
-    return firewall
+    return netns.guarded(world, *bridges, cables=(netns.BOX, netns.OTHER, netns.FAR), loopback=True)
 
 
 def udp_packet(source: str, target: str, port: int, data: bytes, source_port: int = 4000) -> bytes:

@@ -31,10 +31,9 @@ def opened(world: World) -> Iterator[Firewall]:
         Bridge("dockpy0", "172.30.0.0/16", "fd30::/64"),
         Bridge("dockpy1", "172.31.0.0/16"),
     )
-    firewall = netns.guarded(world, *bridges, cables=(netns.BOX, netns.OTHER, netns.FAR))
-    with world.host.inside():
-        for bridge in bridges:
-            firewall.accept_loopback(bridge.name)
+    firewall = netns.guarded(
+        world, *bridges, cables=(netns.BOX, netns.OTHER, netns.FAR), loopback=True
+    )
     yield firewall
     firewall.close(remove=True)
 
